@@ -1,0 +1,104 @@
+// The selective scan with the dense hidden readout, gate and skip: all of a DenseMamba mixer between its projections.
+#pragma once
+
+#include <span>
+
+#include "runtime/stream.h"
+#include "runtime/tensor.h"
+
+namespace dm {
+
+/// Axis letters: B batch, T time, D channels of this rank, N states a channel, R dt rank, S chunks of `kScanChunk` tokens.
+///
+/// One layer's recurrence (Gu & Dao, "Mamba", arXiv 2312.00752, eq. 2 with the simplified Euler input):
+///   Δ_t = softplus(dt_t + dt_bias);  A = −exp(A_log);  h_t = exp(Δ_t A) ⊙ h_{t−1} + (Δ_t u_t) ⊗ B_t
+/// Everything it needs to be run again by a layer above, which is how a dense readout reads its states: h is never stored.
+struct ScanRecurrence {
+  Tensor u;             ///< [B, T, D] compute dtype.
+  Tensor dt;            ///< [B, T, D] compute dtype or f32: output of dt_proj before bias and softplus.
+  Tensor dt_bias;       ///< [D] f32.
+  Tensor A_log;         ///< [D, N] f32.
+  Tensor dbc;           ///< [B, T, R+2N] f32: columns δ (R), B (N), C (N).
+  Tensor initial;       ///< [B, D, N] f32, the state before the first token; absent means zero.
+  Tensor chunk_states;  ///< [B, S, D, N] f32: state before each chunk; written by forward, read by backward.
+};
+
+/// Tokens between two saved states. Saved states take 4·N / kScanChunk bytes a channel and token.
+inline constexpr int kScanChunk = 32;
+/// S for T tokens.
+constexpr std::int64_t scan_chunks(std::int64_t tokens) {
+  return (tokens + kScanChunk - 1) / kScanChunk;
+}
+
+/// e_t = h_t · C_t;  r_t = Σ_s h^s_t · C_t over the sources;  y_t = e_t + silu(gate_t) ⊙ r_t + skip ⊙ u_t;
+/// out_t = y_t ⊙ silu(z_t)   (He et al., "DenseMamba", arXiv 2403.00818: raw lower states, this layer's C, fusion by
+/// addition).
+struct ScanForwardArgs {
+  ScanRecurrence own;  ///< chunk_states may be absent (inference): then nothing is saved.
+  std::span<const ScanRecurrence>
+      sources;         ///< The dense layers below, in any fixed order; their chunk_states are unused here.
+  Tensor gate;         ///< [B, T, D] before its silu; present exactly when there are sources.
+  Tensor skip;         ///< [D] f32, Mamba's D.
+  Tensor z;            ///< [B, T, D] before its silu.
+  Tensor out;          ///< [B, T, D], overwritten; may alias z.
+  Tensor final_state;  ///< [B, D, N] f32, state after the last token; may be absent, may alias own.initial.
+};
+
+/// States, Δ and sums in float32. With no sources it computes plain Mamba with the same bits whatever the dense depth of
+/// the model. Allocates nothing. Same bits every run.
+using ScanForwardOp = void(Stream& stream, const ScanForwardArgs& args);
+ScanForwardOp selective_scan_forward;
+
+/// A layer above that read this layer's states: it adds the rank-one cotangent q_t ⊗ C_t to h_t.
+struct ScanReader {
+  Tensor q;    ///< [B, T, D]: written by that reader's own backward.
+  Tensor dbc;  ///< [B, T, R+2N] f32 of the reader; its C columns are read.
+};
+
+/// Bars are cotangents; `dout` is out's.
+///   ȳ = dout ⊙ silu(z);  dz = dout ⊙ y ⊙ silu'(z);  dskip += Σ ȳ ⊙ u;  dgate = ȳ ⊙ r ⊙ silu'(gate);  q = ȳ ⊙ silu(gate)
+///   C̄_t = Σ_d (ȳ_t h_t + q_t Σ_s h^s_t)
+///   λ_t = ȳ_t ⊗ C_t + Σ_readers q^k_t ⊗ C^k_t + exp(Δ_{t+1} A) ⊙ λ_{t+1}
+///   du = skip ⊙ ȳ + Δ ⊙ (λ B);  B̄_t = Σ_d Δ_t u_t λ_t
+///   Δ̄_t = Σ_n λ_t (A ⊙ exp(Δ_t A) ⊙ h_{t−1} + u_t B_t);  ddt = Δ̄ ⊙ sigmoid(dt + dt_bias);  ddt_bias += Σ ddt
+///   dA_log += A ⊙ Σ_t Δ_t ⊙ λ_t ⊙ exp(Δ_t A) ⊙ h_{t−1}
+/// States of this layer and of the sources are recomputed from their chunk_states; y and r with them.
+struct ScanBackwardArgs {
+  ScanRecurrence own;
+  std::span<const ScanRecurrence> sources;
+  std::span<const ScanReader> readers;
+  Tensor gate;  ///< As in forward; present exactly when there are sources.
+  Tensor skip;
+  Tensor z;
+  Tensor dout;  ///< [B, T, D].
+
+  Tensor du;        ///< [B, T, D], overwritten: the scan's part only; x_proj's part is added by the layer.
+  Tensor ddt;       ///< [B, T, D], overwritten.
+  Tensor ddbc;      ///< [B, T, R+2N] f32: B and C columns overwritten with this rank's sums over d; δ columns left alone.
+  Tensor dz;        ///< [B, T, D], overwritten; may alias z.
+  Tensor dgate;     ///< [B, T, D], overwritten; present exactly when there are sources; may alias gate.
+  Tensor q;         ///< [B, T, D], overwritten; present exactly when there are sources.
+  Tensor dA_log;    ///< [D, N] f32, accumulated.
+  Tensor dskip;     ///< [D] f32, accumulated.
+  Tensor ddt_bias;  ///< [D] f32, accumulated.
+  Tensor scratch;   ///< f32, at least scan_backward_scratch(B, T, D, N) elements; contents undefined before and after.
+};
+
+/// float32 elements of scratch that the backward needs (the larger of what the backends need).
+std::int64_t scan_backward_scratch(std::int64_t batch, std::int64_t tokens, std::int64_t channels, std::int64_t states);
+
+/// For sequences whose initial state is zero (own.initial and the sources' are ignored: chunk_states hold every start).
+/// Sums over channels and over time in a fixed order: same bits every run.
+using ScanBackwardOp = void(Stream& stream, const ScanBackwardArgs& args);
+ScanBackwardOp selective_scan_backward;
+
+namespace cpu {
+ScanForwardOp selective_scan_forward;
+ScanBackwardOp selective_scan_backward;
+}  // namespace cpu
+namespace cuda {
+ScanForwardOp selective_scan_forward;
+ScanBackwardOp selective_scan_backward;
+}  // namespace cuda
+
+}  // namespace dm

@@ -1,0 +1,114 @@
+// Collectives over a fixed group of ranks: typed, stream-ordered, counted, and known to the watchdog.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "runtime/stream.h"
+#include "runtime/tensor.h"
+
+namespace dm {
+
+enum class ReduceOp : std::uint8_t { sum, max };
+
+/// What a rank was last asked to do together with others; what the watchdog prints.
+struct CollectiveRecord {
+  std::string_view op = "none";  ///< A string literal: "all_reduce", ...
+  std::string_view group = "";   ///< The communicator's name, which outlives the record.
+  std::int64_t sequence = 0;     ///< Counts the collectives of this rank over all its communicators.
+  std::int64_t bytes = 0;
+  bool inside = false;  ///< Entered and not left.
+};
+
+/// Told when this rank enters and leaves a collective. One observer serves all communicators of a rank.
+class CollectiveObserver {
+ public:
+  virtual ~CollectiveObserver() = default;
+  virtual void entered(std::string_view op, std::string_view group, std::int64_t bytes) = 0;
+  virtual void left() = 0;
+};
+
+/// Bytes that this rank gave to collectives, and calls.
+struct CommunicatorCounters {
+  std::int64_t calls = 0;
+  std::int64_t bytes = 0;
+};
+
+/// A fixed group of `size()` ranks of which this process is `rank()`. Every rank of the group calls the same collectives in
+/// the same order with tensors of the same shape and type. Counts come from the tensors and may pass 2^31 elements.
+///
+/// Work is ordered on the stream (done on return for CPU tensors; nothing on a planning stream). Sums are deterministic: for
+/// host tensors ranks are added in rank order, bf16 in float with one rounding at the end, and every rank gets the same
+/// bits. A group of one copies and returns. Supported: f32, bf16, i32, i64 for reductions; every type for the rest.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  /// "world", "data", "tensor": names the group in errors, counters and the watchdog's report.
+  const std::string& name() const { return name_; }
+  const CommunicatorCounters& counters() const { return counters_; }
+
+  /// tensor = reduction over ranks, in place.
+  void all_reduce(Stream& stream, const Tensor& tensor, ReduceOp op = ReduceOp::sum);
+  /// shard (n elements) = sum over ranks of this rank's n elements of full (n · size elements). shard may be the part of
+  /// full at rank() · n, or not overlap full; the rest of full is left undefined.
+  void reduce_scatter(Stream& stream, const Tensor& full, const Tensor& shard);
+  /// full (n · size elements) = the shards of all ranks in rank order. shard may be the part of full at rank() · n.
+  void all_gather(Stream& stream, const Tensor& shard, const Tensor& full);
+  /// tensor = root's tensor.
+  void broadcast(Stream& stream, const Tensor& tensor, int root);
+  /// Returns when every rank has called it.
+  void barrier(Stream& stream);
+
+  /// The ranks that pass the same color, ordered by key, as a new group. Collective.
+  virtual std::unique_ptr<Communicator> split(int color, int key, std::string name) = 0;
+  /// Ends the whole job at once with `exit_code`, also while other ranks wait in a collective. Does not return.
+  [[noreturn]] virtual void abort(int exit_code) = 0;
+
+ protected:
+  Communicator(int rank, int size, std::string name, CollectiveObserver* observer)
+      : rank_(rank), size_(size), name_(std::move(name)), observer_(observer) {}
+
+  virtual void do_all_reduce(Stream& stream, const Tensor& tensor, ReduceOp op) = 0;
+  virtual void do_reduce_scatter(Stream& stream, const Tensor& full, const Tensor& shard) = 0;
+  virtual void do_all_gather(Stream& stream, const Tensor& shard, const Tensor& full) = 0;
+  virtual void do_broadcast(Stream& stream, const Tensor& tensor, int root) = 0;
+  virtual void do_barrier(Stream& stream) = 0;
+
+  CollectiveObserver* observer() const { return observer_; }
+
+ private:
+  template <class Work>
+  void run(Stream& stream, std::string_view op, std::int64_t bytes, const Work& work);
+
+  int rank_;
+  int size_;
+  std::string name_;
+  CollectiveObserver* observer_;
+  CommunicatorCounters counters_;
+};
+
+/// A group of `size` whose member `rank` plans: it checks arguments and moves nothing; only planning streams may use it,
+/// unless size is 1, when it is a complete communicator for a single process. split() keeps neither color nor key: see
+/// `Grid::plan`.
+std::unique_ptr<Communicator> make_self_communicator(int rank = 0, int size = 1, std::string name = "world");
+
+/// Brings MPI up (MPI_THREAD_MULTIPLE) and down; the owner of all MPI communicators. Construct once, in main.
+class MpiEnvironment {
+ public:
+  MpiEnvironment(int* argc, char*** argv);
+  ~MpiEnvironment();
+  MpiEnvironment(const MpiEnvironment&) = delete;
+  MpiEnvironment& operator=(const MpiEnvironment&) = delete;
+};
+
+/// All ranks of the job over MPI; host tensors only. `observer` may be null and outlives the communicator.
+std::unique_ptr<Communicator> make_mpi_communicator(CollectiveObserver* observer = nullptr);
+
+}  // namespace dm

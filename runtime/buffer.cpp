@@ -1,0 +1,70 @@
+// Allocation on the host and the books about it.
+#include "runtime/buffer.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+namespace dm {
+namespace {
+
+constexpr std::align_val_t kAlignment{256};
+
+}  // namespace
+
+void MemoryReport::add(const std::string& name, std::int64_t bytes) {
+  auto at = std::find_if(entries_.begin(), entries_.end(), [&](const auto& entry) { return entry.first == name; });
+  if (at == entries_.end()) {
+    entries_.emplace_back(name, bytes);
+  } else {
+    at->second += bytes;
+  }
+}
+
+void MemoryReport::remove(const std::string& name, std::int64_t bytes) {
+  add(name, -bytes);
+  std::erase_if(entries_, [](const auto& entry) { return entry.second == 0; });
+}
+
+std::int64_t MemoryReport::total() const {
+  std::int64_t sum = 0;
+  for (const auto& [name, bytes] : entries_) sum += bytes;
+  return sum;
+}
+
+Buffer::Buffer(std::string name, std::int64_t bytes, Device device, MemoryReport& report)
+    : name_(std::move(name)), bytes_(bytes), device_(device) {
+  require(bytes >= 0, "a buffer of negative size");
+  if (device.kind == DeviceKind::cpu && bytes > 0) {
+    data_ = ::operator new(static_cast<std::size_t>(bytes), kAlignment, std::nothrow);
+    if (!data_) {
+      fail("out of memory: cannot take " + std::to_string(bytes >> 20) + " MiB for " + name_ +
+           "; lower --train.micro_batch or --train.sequence, or use more tensor ranks");
+    }
+    std::memset(data_, 0, static_cast<std::size_t>(bytes));
+  } else if (device.kind == DeviceKind::cuda) {
+    fail("this build has no CUDA backend; use --run.device cpu");
+  }
+  report_ = &report;
+  report_->add(name_, bytes_);
+}
+
+Buffer::~Buffer() {
+  if (report_) report_->remove(name_, bytes_);
+  if (data_) ::operator delete(data_, kAlignment);
+}
+
+void Buffer::swap(Buffer& other) noexcept {
+  std::swap(name_, other.name_);
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  std::swap(device_, other.device_);
+  std::swap(report_, other.report_);
+}
+
+Tensor Buffer::tensor(Shape shape, DType dtype) const {
+  require(shape.numel() * size_of(dtype) <= bytes_, "a tensor larger than its buffer");
+  return Tensor(data_, shape, dtype, device_);
+}
+
+}  // namespace dm

@@ -1,0 +1,24 @@
+// Human output of one rank: plain lines, rank 0 speaks, and a closed stdout never stops training.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace dm {
+
+/// `info` prints on the speaking rank only; `warn` prints on every rank to stderr with the rank's name in front.
+/// Write errors (closed pipe, full disk) are ignored. Thread-safe: one write call a line.
+class Log {
+ public:
+  Log(bool speaks, std::string_view rank_name) : speaks_(speaks), rank_name_(rank_name) {}
+
+  void info(std::string_view line) const;
+  void warn(std::string_view line) const;
+  bool speaks() const { return speaks_; }
+
+ private:
+  bool speaks_;
+  std::string rank_name_;
+};
+
+}  // namespace dm
