@@ -30,7 +30,7 @@ class CollectiveObserver {
   virtual void left() = 0;
 };
 
-/// Bytes that this rank gave to collectives, and calls.
+/// Calls, and bytes of the tensors given to them (reduce_scatter: of full; all_gather: of shard).
 struct CommunicatorCounters {
   std::int64_t calls = 0;
   std::int64_t bytes = 0;
@@ -41,7 +41,8 @@ struct CommunicatorCounters {
 ///
 /// Work is ordered on the stream (done on return for CPU tensors; nothing on a planning stream). Sums are deterministic: for
 /// host tensors ranks are added in rank order, bf16 in float with one rounding at the end, and every rank gets the same
-/// bits. A group of one copies and returns. Supported: f32, bf16, i32, i64 for reductions; every type for the rest.
+/// bits. A maximum over a NaN is NaN. A group of one copies and returns. Supported: f32, bf16, i32, i64 for reductions;
+/// every type for the rest. Arguments that contradict one another throw Error, on planning streams too.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -99,16 +100,31 @@ class Communicator {
 /// `Grid::plan`.
 std::unique_ptr<Communicator> make_self_communicator(int rank = 0, int size = 1, std::string name = "world");
 
-/// Brings MPI up (MPI_THREAD_MULTIPLE) and down; the owner of all MPI communicators. Construct once, in main.
+/// Brings MPI up (MPI_THREAD_MULTIPLE, because the watchdog aborts from a thread of its own) and down, unless somebody else
+/// has brought it up. Construct once, in main, before and outliving all MPI communicators. Throws Error when this MPI has no
+/// such thread level.
 class MpiEnvironment {
  public:
   MpiEnvironment(int* argc, char*** argv);
   ~MpiEnvironment();
   MpiEnvironment(const MpiEnvironment&) = delete;
   MpiEnvironment& operator=(const MpiEnvironment&) = delete;
+
+  /// Ends all ranks at once with `exit_code`; for main when it has caught an error, and for the watchdog.
+  [[noreturn]] static void abort(int exit_code);
+
+ private:
+  bool owner_ = false;
 };
 
-/// All ranks of the job over MPI; host tensors only. `observer` may be null and outlives the communicator.
-std::unique_ptr<Communicator> make_mpi_communicator(CollectiveObserver* observer = nullptr);
+/// The largest workspace of one MPI communicator, and its longest message.
+inline constexpr std::int64_t kMpiWorkspaceBytes = std::int64_t{4} << 20;
+
+/// All ranks of the job over MPI; host tensors only. `observer` may be null and outlives the communicator. Larger tensors
+/// travel in pieces of `workspace_bytes` (at most 2^31 - 1; tests pass a small one). A rank that receives another
+/// collective's message, or one of another size, throws Error naming the peer and both calls; a failure of MPI itself
+/// throws a retryable Error.
+std::unique_ptr<Communicator> make_mpi_communicator(CollectiveObserver* observer = nullptr,
+                                                    std::int64_t workspace_bytes = kMpiWorkspaceBytes);
 
 }  // namespace dm
