@@ -1,0 +1,53 @@
+// RMSNorm on the CPU: a row stays in the first-level cache between its two passes.
+#include "kernels/rmsnorm.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/cpu/loops.h"
+
+namespace dm::cpu {
+
+void add_rmsnorm_forward(Stream&, const Tensor& residual, const Tensor& update, const Tensor& weight,
+                         const Tensor& residual_out, const Tensor& out, const Tensor& rstd) {
+  const std::int64_t columns = weight.numel();
+  const float* w = weight.as<float>();
+  for (std::int64_t row = 0; row < residual.rows(); ++row) {
+    const float* r = residual.as<float>() + row * columns;
+    float* sum = residual_out.as<float>() + row * columns;
+    if (update) {
+      const float* u = update.as<float>() + row * columns;
+      DM_ELEMENTWISE
+      for (std::int64_t c = 0; c < columns; ++c) sum[c] = r[c] + u[c];
+    } else if (sum != r) {
+      std::memcpy(sum, r, static_cast<std::size_t>(columns) * sizeof(float));
+    }
+    const float squares = lane_sum<float, 32>(columns, [sum](std::int64_t c) { return sum[c] * sum[c]; });
+    const float scale = 1.0f / std::sqrt(squares / static_cast<float>(columns) + kRmsNormEpsilon);
+    rstd.as<float>()[row] = scale;
+    float* y = out.as<float>() + row * columns;
+    for (std::int64_t c = 0; c < columns; ++c) y[c] = sum[c] * scale * w[c];
+  }
+}
+
+void rmsnorm_backward(Stream&, const Tensor& dout, const Tensor& residual, const Tensor& rstd, const Tensor& weight,
+                      const Tensor& dresidual, const Tensor& dweight) {
+  const std::int64_t columns = weight.numel();
+  const float* w = weight.as<float>();
+  float* dw = dweight.as<float>();
+  for (std::int64_t row = 0; row < residual.rows(); ++row) {
+    const float* dy = dout.as<float>() + row * columns;
+    const float* x = residual.as<float>() + row * columns;
+    float* dx = dresidual.as<float>() + row * columns;
+    const float scale = rstd.as<float>()[row];
+    const float dot = lane_sum<float, 32>(columns, [=](std::int64_t c) { return dy[c] * w[c] * x[c]; });
+    const float mean = dot * scale / static_cast<float>(columns);  // of dout ⊙ weight ⊙ x̂
+    for (std::int64_t c = 0; c < columns; ++c) {
+      const float normed = x[c] * scale;
+      dx[c] += scale * (dy[c] * w[c] - normed * mean);
+      dw[c] += dy[c] * normed;
+    }
+  }
+}
+
+}  // namespace dm::cpu

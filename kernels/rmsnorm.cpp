@@ -1,0 +1,35 @@
+// The checks of RMSNorm with residual addition, and of its backward.
+#include "kernels/rmsnorm.h"
+
+#include "kernels/check.h"
+#include "kernels/dispatch.h"
+
+namespace dm {
+
+void add_rmsnorm_forward(Stream& stream, const Tensor& residual, const Tensor& update, const Tensor& weight,
+                         const Tensor& residual_out, const Tensor& out, const Tensor& rstd) {
+  const ArgumentCheck check(stream, "add_rmsnorm_forward");
+  check.tensor("weight", weight, Shape{weight.numel()}, DType::f32);
+  const std::int64_t columns = weight.numel(), rows = residual.rows();
+  check.rows("residual", residual, rows, columns, DType::f32);
+  if (update) check.compute_rows("update", update, rows, columns);
+  check.rows("residual_out", residual_out, rows, columns, DType::f32);
+  check.compute_rows("out", out, rows, columns);
+  check.elements("rstd", rstd, rows, DType::f32);
+  dispatch(stream, "add_rmsnorm_forward", DM_TWINS(add_rmsnorm_forward), residual, update, weight, residual_out, out, rstd);
+}
+
+void rmsnorm_backward(Stream& stream, const Tensor& dout, const Tensor& residual, const Tensor& rstd, const Tensor& weight,
+                      const Tensor& dresidual, const Tensor& dweight) {
+  const ArgumentCheck check(stream, "rmsnorm_backward");
+  check.tensor("weight", weight, Shape{weight.numel()}, DType::f32);
+  const std::int64_t columns = weight.numel(), rows = residual.rows();
+  check.rows("residual", residual, rows, columns, DType::f32);
+  check.compute_rows("dout", dout, rows, columns);
+  check.elements("rstd", rstd, rows, DType::f32);
+  check.rows("dresidual", dresidual, rows, columns, DType::f32);
+  check.tensor("dweight", dweight, weight.shape(), DType::f32);
+  dispatch(stream, "rmsnorm_backward", DM_TWINS(rmsnorm_backward), dout, residual, rstd, weight, dresidual, dweight);
+}
+
+}  // namespace dm
