@@ -1,0 +1,72 @@
+// The DenseMamba language model: one training step's forward and backward, evaluation, and logits.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "model/dense_history.h"
+#include "model/vocabulary.h"
+
+namespace dm {
+
+/// Embedding, L × (residual + RMSNorm, mixer), final RMSNorm, tied head. Owns no memory: parameters are the store's,
+/// activations come from the arena of each call and are given back at its end. Calls are the same on every rank of the
+/// tensor group, with the same tokens. Run it on a planning stream with a planning arena to learn the arena's size.
+class LanguageModel {
+ public:
+  /// `config` is resolved; all three outlive the model.
+  LanguageModel(const ModelConfig& config, const ParameterStore& store, Communicator& tensor);
+  LanguageModel(const LanguageModel&) = delete;
+  LanguageModel& operator=(const LanguageModel&) = delete;
+
+  struct Options {
+    Recompute recompute = Recompute::none;
+    std::int64_t loss_chunk = 1024;  ///< Tokens whose logits exist at once.
+  };
+  /// Called when all gradients of a block are complete, last block first.
+  using BlockDone = std::function<void(int block)>;
+
+  /// tokens, targets [B, T] i32. loss_sum[0] += Σ cross-entropy; gradients += scale · d(Σ cross-entropy).
+  void forward_backward(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& targets, float scale,
+                        const Options& options, const Tensor& loss_sum, const BlockDone& block_done) const;
+
+  /// loss_sum[0] += Σ cross-entropy, no gradients.
+  void evaluate(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& targets, const Options& options,
+                const Tensor& loss_sum) const;
+
+  /// This rank's columns of the logits of every token: logits [B, T, V_padded / ranks].
+  void logits(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& logits) const;
+
+  const ModelConfig& config() const { return config_; }
+  const std::vector<Mixer>& mixers() const { return mixers_; }
+  const Parameter& norm(std::int64_t layer) const { return norms_[static_cast<std::size_t>(layer)]; }
+  const Parameter& final_norm() const { return final_norm_; }
+  const VocabularyParallel& vocabulary() const { return vocabulary_; }
+  /// D of this rank.
+  std::int64_t local_channels() const { return config_.d_inner() / tensor_->size(); }
+
+ private:
+  /// The normalised output of the last layer, and what its backward reads.
+  struct Top {
+    Tensor residual;  ///< [B, T, C] f32.
+    Tensor rstd;      ///< [B·T] f32.
+    Tensor x;         ///< [B, T, C].
+  };
+
+  ActivationShape shape_of(const Tensor& tokens) const;
+  Top forward(Stream& stream, Arena& arena, const Tensor& tokens, DenseHistory& history) const;
+  void backward(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& dresidual, DenseHistory& history,
+                const BlockDone& block_done) const;
+  /// Makes again what backward of `layer` reads and the rings no longer hold.
+  void restore(Stream& stream, std::int64_t layer, DenseHistory& history) const;
+
+  const ModelConfig& config_;
+  Communicator* tensor_;
+  VocabularyParallel vocabulary_;
+  std::vector<Parameter> norms_;
+  std::vector<Mixer> mixers_;
+  Parameter final_norm_;
+};
+
+}  // namespace dm

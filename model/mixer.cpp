@@ -1,0 +1,173 @@
+// Forward reads like the paper; backward is the same lines from the bottom to the top.
+#include "model/mixer.h"
+
+#include "kernels/causal_conv.h"
+#include "kernels/elementwise.h"
+#include "model/linear.h"
+
+namespace dm {
+
+Mixer::Projected Mixer::Projected::allocate(Arena& arena, const ModelConfig& config, const ActivationShape& shape) {
+  const auto channels = [&](std::string_view tag) {
+    return arena.allocate({shape.batch, shape.tokens, shape.local_channels}, DType::f32, tag);
+  };
+  Projected projected;
+  projected.x = arena.allocate({shape.batch, shape.tokens, config.d_model}, DType::f32, "normalised inputs");
+  projected.xh = channels("in_proj outputs");
+  projected.z = channels("in_proj outputs");
+  projected.u = channels("convolution outputs");
+  projected.dt = channels("time steps");
+  return projected;
+}
+
+Mixer::Mixed Mixer::Mixed::allocate(Arena& arena, const ModelConfig& config, const ActivationShape& shape, bool dense) {
+  Mixed mixed;
+  const Shape channels{shape.batch, shape.tokens, shape.local_channels};
+  if (dense) {
+    const Shape bottleneck{shape.batch, shape.tokens, config.gate_rank};
+    mixed.gate_input = arena.allocate(bottleneck, DType::f32, "dense gates");
+    mixed.gate_hidden = arena.allocate(bottleneck, DType::f32, "dense gates");
+    mixed.gate = arena.allocate(channels, DType::f32, "dense gates");
+  }
+  mixed.out = arena.allocate(channels, DType::f32, "scan outputs");
+  return mixed;
+}
+
+Mixer::Mixer(const ModelConfig& config, std::int64_t layer, const ParameterStore& store, Communicator& tensor)
+    : R_(config.dt_rank), N_(config.d_state), dense_(config.sources_of(layer) > 0), tensor_(&tensor) {
+  const std::string prefix = mixer_prefix(layer);
+  const auto parameter = [&](const char* name) { return store.parameter(prefix + name); };
+  const Parameter in_proj = parameter("in_proj.weight");
+  const std::int64_t D = in_proj.value.size(0) / 2;
+  in_xh_ = {in_proj.value.slice(0, D), in_proj.gradient.slice(0, D)};
+  in_z_ = {in_proj.value.slice(D, D), in_proj.gradient.slice(D, D)};
+  conv_weight_ = parameter("conv1d.weight");
+  const Shape taps{D, config.d_conv};  // [D, 1, W] in checkpoints
+  conv_weight_ = {conv_weight_.value.reshaped(taps), conv_weight_.gradient.reshaped(taps)};
+  conv_bias_ = parameter("conv1d.bias");
+  x_proj_ = parameter("x_proj.weight");
+  dt_proj_ = parameter("dt_proj.weight");
+  dt_bias_ = parameter("dt_proj.bias");
+  A_log_ = parameter("A_log");
+  skip_ = parameter("D");
+  out_proj_ = parameter("out_proj.weight");
+  if (dense_) {
+    gate_fc1_ = parameter("dense_gate.fc1.weight");
+    gate_fc2_ = parameter("dense_gate.fc2.weight");
+  }
+}
+
+void Mixer::project(Stream& stream, const Projected& p, const Carry& carry, bool dbc_is_kept) const {
+  linear_forward(stream, p.x, in_xh_.value, p.xh);
+  causal_conv_silu_forward(stream, p.xh, conv_weight_.value, conv_bias_.value, carry.conv_history, p.u);
+  if (!dbc_is_kept) {
+    linear_forward(stream, p.u, x_proj_.value, p.dbc);
+    tensor_->all_reduce(stream, p.dbc);
+  }
+  linear_forward(stream, p.x, in_z_.value, p.z);
+  linear_forward(stream, Matrix(p.dbc).columns_of(0, R_), dt_proj_.value, p.dt);
+}
+
+ScanRecurrence Mixer::recurrence(const Projected& p, const Tensor& chunk_states, const Tensor& initial_state) const {
+  return {.u = p.u,
+          .dt = p.dt,
+          .dt_bias = dt_bias_.value,
+          .A_log = A_log_.value,
+          .dbc = p.dbc,
+          .initial = initial_state,
+          .chunk_states = chunk_states};
+}
+
+void Mixer::mix(Stream& stream, const Projected& p, const Tensor& chunk_states, const Carry& carry,
+                std::span<const ScanRecurrence> sources, const Mixed& m) const {
+  if (dense_) {
+    linear_forward(stream, p.x, gate_fc1_.value, m.gate_input);
+    silu_forward(stream, m.gate_input, m.gate_hidden);
+    linear_forward(stream, m.gate_hidden, gate_fc2_.value, m.gate);
+  }
+  selective_scan_forward(stream, {.own = recurrence(p, chunk_states, carry.initial_state),
+                                  .sources = sources,
+                                  .gate = dense_ ? m.gate : Tensor(),
+                                  .skip = skip_.value,
+                                  .z = p.z,
+                                  .out = m.out,
+                                  .final_state = carry.final_state});
+}
+
+void Mixer::output(Stream& stream, const Mixed& m, const Tensor& out) const {
+  linear_forward(stream, m.out, out_proj_.value, out);
+  tensor_->all_reduce(stream, out);
+}
+
+void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Projected& p, const Mixed& m,
+                     const Tensor& chunk_states, std::span<const ScanRecurrence> sources,
+                     std::span<const ScanReader> readers, const Tensor& q, const Tensor& dx) const {
+  const Arena::Scope scope(arena);
+  const Shape channels = p.u.shape();
+  const auto scratch = [&](Shape shape) { return arena.allocate(shape, DType::f32, "backward scratch"); };
+
+  // out = mixed.out · out_projᵀ
+  const Tensor dmixed = scratch(channels);
+  linear_backward_input(stream, dout, out_proj_.value, dmixed, Accumulate::overwrite);
+  linear_backward_weight(stream, dout, m.out, out_proj_.gradient);
+
+  // The scan. Cotangents of x_proj's output and of the gate's bottleneck share one buffer: they cross the group together.
+  const std::int64_t rows = p.dbc.rows(), small = R_ + 2 * N_, G = dense_ ? m.gate_input.size(-1) : 0;
+  const Tensor crossing = scratch({rows * (small + G)});
+  const Tensor ddbc = crossing.flat(0, rows * small).reshaped(p.dbc.shape());
+  const Tensor du = scratch(channels), ddt = scratch(channels);
+  const Tensor dz = p.z, gate = dense_ ? m.gate : Tensor(), dgate = gate;  // in place
+  selective_scan_backward(stream, {.own = recurrence(p, chunk_states, {}),
+                                   .sources = sources,
+                                   .readers = readers,
+                                   .gate = gate,
+                                   .skip = skip_.value,
+                                   .z = p.z,
+                                   .dout = dmixed,
+                                   .du = du,
+                                   .ddt = ddt,
+                                   .ddbc = ddbc,
+                                   .dz = dz,
+                                   .dgate = dgate,
+                                   .q = dense_ ? q : Tensor(),
+                                   .dA_log = A_log_.gradient,
+                                   .dskip = skip_.gradient,
+                                   .ddt_bias = dt_bias_.gradient,
+                                   .scratch = scratch({scan_backward_scratch(channels[0], channels[1], channels[2], N_)})});
+
+  // dt = δ · dt_projᵀ
+  linear_backward_input(stream, ddt, dt_proj_.value, Matrix(ddbc).columns_of(0, R_), Accumulate::overwrite);
+  linear_backward_weight(stream, ddt, Matrix(p.dbc).columns_of(0, R_), dt_proj_.gradient);
+
+  // gate = silu(x · fc1ᵀ) · fc2ᵀ, first half
+  Tensor dhidden;
+  if (dense_) {
+    dhidden = crossing.flat(rows * small, rows * G).reshaped(m.gate_hidden.shape());
+    linear_backward_input(stream, dgate, gate_fc2_.value, dhidden, Accumulate::overwrite);
+    linear_backward_weight(stream, dgate, m.gate_hidden, gate_fc2_.gradient);
+  }
+  tensor_->all_reduce(stream, crossing);
+
+  // dbc = u · x_projᵀ and u = silu(conv(xh))
+  linear_backward_input(stream, ddbc, x_proj_.value, du, Accumulate::add);
+  linear_backward_weight(stream, ddbc, p.u, x_proj_.gradient);
+  const Tensor dxh = dmixed;  // its values are spent
+  causal_conv_silu_backward(stream, du, p.xh, conv_weight_.value, conv_bias_.value, dxh, conv_weight_.gradient,
+                            conv_bias_.gradient);
+
+  // [xh | z] = x · in_projᵀ
+  linear_backward_input(stream, dxh, in_xh_.value, dx, Accumulate::overwrite);
+  linear_backward_input(stream, dz, in_z_.value, dx, Accumulate::add);
+  linear_backward_weight(stream, dxh, p.x, in_xh_.gradient);
+  linear_backward_weight(stream, dz, p.x, in_z_.gradient);
+  tensor_->all_reduce(stream, dx);
+
+  // The gate's fc1 is whole on every rank and so is its cotangent: its part of dx is added after the sum.
+  if (dense_) {
+    silu_backward(stream, m.gate_input, dhidden, dhidden);
+    linear_backward_input(stream, dhidden, gate_fc1_.value, dx, Accumulate::add);
+    linear_backward_weight(stream, dhidden, p.x, gate_fc1_.gradient);
+  }
+}
+
+}  // namespace dm

@@ -1,0 +1,97 @@
+// The DenseMamba mixer of one layer: projections, scan with dense readout, output; forward and backward.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/selective_scan.h"
+#include "model/config.h"
+#include "model/parameter_store.h"
+#include "parallel/communicator.h"
+#include "runtime/arena.h"
+#include "runtime/stream.h"
+
+namespace dm {
+
+/// Batch, time and what a rank holds of the channels: the sizes of every activation.
+struct ActivationShape {
+  std::int64_t batch = 0;
+  std::int64_t tokens = 0;          ///< [T] of one sequence.
+  std::int64_t local_channels = 0;  ///< D / tensor ranks.
+
+  std::int64_t rows() const { return batch * tokens; }
+};
+
+/// Channels are cut over the tensor group; three sums over it make the function that of one rank: the small float32 one of
+/// x_proj's output between `project`'s halves, its backward counterpart, and [.., C] at `output` and at the end of
+/// `backward`. Owns no memory; holds views of its parameters and the group's communicator.
+class Mixer {
+ public:
+  /// What `project` makes: the input of this layer's scan, and of the scans of the layers above that read its states.
+  struct Projected {
+    Tensor x;   ///< [B, T, C] the normalised input.
+    Tensor xh;  ///< [B, T, D] in_proj's first half, input of the convolution.
+    Tensor z;   ///< [B, T, D] in_proj's second half.
+    Tensor u;   ///< [B, T, D] after convolution and SiLU.
+    Tensor dt;  ///< [B, T, D] dt_proj's output, before bias and softplus.
+    Tensor
+        dbc;  ///< [B, T, R+2N] f32, summed over the tensor group: small, and kept so that recomputation never communicates.
+
+    /// Everything but dbc.
+    static Projected allocate(Arena& arena, const ModelConfig& config, const ActivationShape& shape);
+  };
+
+  /// What `mix` makes.
+  struct Mixed {
+    Tensor gate_input;   ///< [B, T, G] fc1's output; absent without sources, like the next two.
+    Tensor gate_hidden;  ///< [B, T, G] its silu.
+    Tensor gate;         ///< [B, T, D] fc2's output, before its silu.
+    Tensor out;          ///< [B, T, D] y ⊙ silu(z).
+
+    static Mixed allocate(Arena& arena, const ModelConfig& config, const ActivationShape& shape, bool dense);
+  };
+
+  /// States at the edges of a piece of sequence, for generation; all absent in training.
+  struct Carry {
+    Tensor conv_history;   ///< [B, W−1, D] f32, read and replaced.
+    Tensor initial_state;  ///< [B, D, N] f32.
+    Tensor final_state;    ///< [B, D, N] f32, written.
+  };
+
+  Mixer(const ModelConfig& config, std::int64_t layer, const ParameterStore& store, Communicator& tensor);
+
+  /// True when this layer reads the states of layers below.
+  bool dense() const { return dense_; }
+
+  /// Fills everything of `projected` but x, which the caller's norm wrote. With `dbc_is_kept` dbc holds its reduced value
+  /// from an earlier call: then nothing is communicated.
+  void project(Stream& stream, const Projected& projected, const Carry& carry, bool dbc_is_kept) const;
+
+  /// This layer's recurrence as the scans of the layers above run it.
+  ScanRecurrence recurrence(const Projected& projected, const Tensor& chunk_states, const Tensor& initial_state) const;
+
+  /// Gate, scan and dense readout. `chunk_states` [B, S, D, N] may be absent: then none are saved.
+  void mix(Stream& stream, const Projected& projected, const Tensor& chunk_states, const Carry& carry,
+           std::span<const ScanRecurrence> sources, const Mixed& mixed) const;
+
+  /// out [B, T, C] = out_proj of mixed.out, summed over the tensor group.
+  void output(Stream& stream, const Mixed& mixed, const Tensor& out) const;
+
+  /// From dout [B, T, C] (cotangent of `output`'s out): dx [B, T, C] (overwritten, complete on every rank), q [B, T, D]
+  /// (written for dense layers: this layer's part in its sources' backward), and all parameter gradients (accumulated).
+  /// Overwrites projected.z and mixed.gate. Scratch comes from `arena` and is given back.
+  void backward(Stream& stream, Arena& arena, const Tensor& dout, const Projected& projected, const Mixed& mixed,
+                const Tensor& chunk_states, std::span<const ScanRecurrence> sources, std::span<const ScanReader> readers,
+                const Tensor& q, const Tensor& dx) const;
+
+ private:
+  std::int64_t R_;
+  std::int64_t N_;
+  bool dense_;
+  Parameter in_xh_, in_z_;  // the two halves of in_proj.weight
+  Parameter conv_weight_, conv_bias_, x_proj_, dt_proj_, dt_bias_, A_log_, skip_, out_proj_;
+  Parameter gate_fc1_, gate_fc2_;  // absent without sources
+  Communicator* tensor_;
+};
+
+}  // namespace dm

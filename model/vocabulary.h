@@ -1,0 +1,45 @@
+// Both ends of the model over one vocabulary-sharded table: the embedding, and the tied head with its loss.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cross_entropy.h"
+#include "model/config.h"
+#include "model/parameter_store.h"
+#include "parallel/communicator.h"
+#include "runtime/arena.h"
+#include "runtime/stream.h"
+
+namespace dm {
+
+/// The embedding table [V_padded, C] is cut by rows over the tensor group. Logits exist for one chunk of tokens at a time
+/// and are never gathered: the loss takes three scalars a token from each rank. Padding rows take no part in the softmax.
+class VocabularyParallel {
+ public:
+  VocabularyParallel(const ModelConfig& config, const ParameterStore& store, Communicator& tensor);
+
+  /// out [B, T, C] f32 = rows of the table, summed over the tensor group. tokens [B, T] i32 on every rank.
+  void embed(Stream& stream, const Tensor& tokens, const Tensor& out) const;
+  /// Adds dout [B, T, C] f32 to the rows' gradients.
+  void embed_backward(Stream& stream, const Tensor& tokens, const Tensor& dout) const;
+
+  /// This rank's columns of the logits: logits [.., V_padded / ranks] = x [.., C] · tableᵀ.
+  void logits(Stream& stream, const Tensor& x, const Tensor& logits) const;
+
+  /// loss_sum[0] += Σ over all tokens of the cross-entropy of targets [B, T] i32 under softmax(x · tableᵀ), the same on
+  /// every rank. When dx is present: dx [B, T, C] = scale · cotangent of x, summed over the tensor group, and the table's
+  /// gradient is accumulated. At most `chunk` tokens have logits at once.
+  void loss(Stream& stream, Arena& arena, const Tensor& x, const Tensor& targets, std::int64_t chunk, float scale,
+            const Tensor& dx, const Tensor& loss_sum) const;
+
+  const VocabularyShard& shard() const { return shard_; }
+  /// Rows of the table on this rank: columns of its logits.
+  std::int64_t rows() const { return table_.value.size(0); }
+
+ private:
+  Parameter table_;
+  VocabularyShard shard_;
+  Communicator* tensor_;
+};
+
+}  // namespace dm
