@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
-namespace dm {
+namespace dm::cpu {
 
 /// Floats in the widest register that this build targets, and a register of them (a GCC and Clang vector extension:
 /// arithmetic, comparison and ?: work lane by lane, as on a float).
@@ -19,13 +19,9 @@ inline constexpr int kLanes = 4;
 using FloatLanes [[gnu::vector_size(4 * kLanes)]] = float;
 using BitLanes [[gnu::vector_size(4 * kLanes)]] = std::uint32_t;
 
-}  // namespace dm
-
 /// `V` is float or FloatLanes. Errors are relative, against the exact value of the float argument, wherever that value is a
 /// normal float; a NaN argument gives NaN. They rely on neither -ffast-math nor on a fused multiply-add (with one they are
 /// faster), and on rounding to nearest.
-namespace dm::vector_math {
-
 template <class V>
 using BitsOf = std::conditional_t<std::is_same_v<V, float>, std::uint32_t, BitLanes>;
 
@@ -147,4 +143,4 @@ template <class V>
   return at_least(0.0f, x) + (2.0f * s + 2.0f * s * (v * p));
 }
 
-}  // namespace dm::vector_math
+}  // namespace dm::cpu

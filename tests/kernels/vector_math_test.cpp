@@ -25,9 +25,9 @@ double worst_error(F f, Exact exact, float low, float high, bool relative = true
   double worst = 0;
   for (int i = 0; i < kSamples; ++i) {
     const float x = low + (high - low) * ((static_cast<float>(i) + 0.5f) / kSamples);
-    const FloatLanes lanes = f(x + FloatLanes{});
+    const cpu::FloatLanes lanes = f(x + cpu::FloatLanes{});
     const double expected = exact(static_cast<double>(x));
-    for (const float value : {lanes[0], lanes[kLanes - 1], f(x)}) {
+    for (const float value : {lanes[0], lanes[cpu::kLanes - 1], f(x)}) {
       const double error = std::abs(value - expected) / (relative ? std::abs(expected) : 1.0);
       if (!(error <= worst)) worst = error;
     }
@@ -35,13 +35,13 @@ double worst_error(F f, Exact exact, float low, float high, bool relative = true
   return worst;
 }
 
-const auto kExp = [](auto x) { return vector_math::exp(x); };
-const auto kExpNonpositive = [](auto x) { return vector_math::exp_nonpositive(x); };
-const auto kExp2Nonpositive = [](auto x) { return vector_math::exp2_nonpositive(x); };
-const auto kSigmoid = [](auto x) { return vector_math::sigmoid(x); };
-const auto kSilu = [](auto x) { return vector_math::silu(x); };
-const auto kSiluDerivative = [](auto x) { return vector_math::silu_derivative(x); };
-const auto kSoftplus = [](auto x) { return vector_math::softplus(x); };
+const auto kExp = [](auto x) { return cpu::exp(x); };
+const auto kExpNonpositive = [](auto x) { return cpu::exp_nonpositive(x); };
+const auto kExp2Nonpositive = [](auto x) { return cpu::exp2_nonpositive(x); };
+const auto kSigmoid = [](auto x) { return cpu::sigmoid(x); };
+const auto kSilu = [](auto x) { return cpu::silu(x); };
+const auto kSiluDerivative = [](auto x) { return cpu::silu_derivative(x); };
+const auto kSoftplus = [](auto x) { return cpu::softplus(x); };
 
 TEST(VectorMath, ExponentialsAreAccurate) {
   const auto exact_exp = [](double x) { return std::exp(x); };
@@ -67,28 +67,28 @@ TEST(VectorMath, ActivationsAreAccurate) {
 }
 
 TEST(VectorMath, Saturates) {
-  EXPECT_EQ(vector_math::exp(0.0f), 1.0f);
-  EXPECT_EQ(vector_math::exp(88.73f), kInfinity);
-  EXPECT_EQ(vector_math::exp(kInfinity), kInfinity);
-  EXPECT_EQ(vector_math::exp(-104.0f), 0.0f);
-  EXPECT_EQ(vector_math::exp(-kInfinity), 0.0f);
-  EXPECT_NEAR(vector_math::exp(-100.0f), 3.78e-44f, 2e-45f);
-  for (const float x : {-88.0f, -1e4f, -kInfinity}) EXPECT_EQ(vector_math::exp_nonpositive(x), 0.0f) << x;
-  for (const float x : {-127.0f, -1e4f, -kInfinity}) EXPECT_EQ(vector_math::exp2_nonpositive(x), 0.0f) << x;
+  EXPECT_EQ(cpu::exp(0.0f), 1.0f);
+  EXPECT_EQ(cpu::exp(88.73f), kInfinity);
+  EXPECT_EQ(cpu::exp(kInfinity), kInfinity);
+  EXPECT_EQ(cpu::exp(-104.0f), 0.0f);
+  EXPECT_EQ(cpu::exp(-kInfinity), 0.0f);
+  EXPECT_NEAR(cpu::exp(-100.0f), 3.78e-44f, 2e-45f);
+  for (const float x : {-88.0f, -1e4f, -kInfinity}) EXPECT_EQ(cpu::exp_nonpositive(x), 0.0f) << x;
+  for (const float x : {-127.0f, -1e4f, -kInfinity}) EXPECT_EQ(cpu::exp2_nonpositive(x), 0.0f) << x;
   for (float x = -127.5f; x < -125.5f; x += 0.01f) {
-    EXPECT_GE(vector_math::exp2_nonpositive(x), 0.0f) << x;
-    EXPECT_LE(vector_math::exp2_nonpositive(x), 0x1p-125f) << x;
-    EXPECT_GE(vector_math::exp_nonpositive(x / vector_math::kLog2E), 0.0f) << x;
+    EXPECT_GE(cpu::exp2_nonpositive(x), 0.0f) << x;
+    EXPECT_LE(cpu::exp2_nonpositive(x), 0x1p-125f) << x;
+    EXPECT_GE(cpu::exp_nonpositive(x / cpu::kLog2E), 0.0f) << x;
   }
-  EXPECT_EQ(vector_math::exp2_nonpositive(0.0f), 1.0f);
-  EXPECT_EQ(vector_math::sigmoid(kInfinity), 1.0f);
-  EXPECT_EQ(vector_math::sigmoid(-kInfinity), 0.0f);
-  EXPECT_EQ(vector_math::silu(1e30f), 1e30f);
-  EXPECT_EQ(vector_math::silu_derivative(1e30f), 1.0f);
-  EXPECT_EQ(vector_math::silu(-1e30f), 0.0f);
-  EXPECT_EQ(vector_math::softplus(kInfinity), kInfinity);
-  EXPECT_EQ(vector_math::softplus(1e30f), 1e30f);
-  EXPECT_EQ(vector_math::softplus(-kInfinity), 0.0f);
+  EXPECT_EQ(cpu::exp2_nonpositive(0.0f), 1.0f);
+  EXPECT_EQ(cpu::sigmoid(kInfinity), 1.0f);
+  EXPECT_EQ(cpu::sigmoid(-kInfinity), 0.0f);
+  EXPECT_EQ(cpu::silu(1e30f), 1e30f);
+  EXPECT_EQ(cpu::silu_derivative(1e30f), 1.0f);
+  EXPECT_EQ(cpu::silu(-1e30f), 0.0f);
+  EXPECT_EQ(cpu::softplus(kInfinity), kInfinity);
+  EXPECT_EQ(cpu::softplus(1e30f), 1e30f);
+  EXPECT_EQ(cpu::softplus(-kInfinity), 0.0f);
 }
 
 template <class F>
@@ -96,7 +96,7 @@ void expect_nan_propagates(F f) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   for (const float x : {nan, -nan}) {
     EXPECT_TRUE(std::isnan(f(x)));
-    FloatLanes lanes = {};
+    cpu::FloatLanes lanes = {};
     lanes[1] = x;
     lanes = f(lanes);
     EXPECT_FALSE(std::isnan(lanes[0]));
