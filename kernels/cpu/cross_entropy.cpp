@@ -19,20 +19,20 @@ struct RowPeak {
 };
 
 RowPeak peak_of(const float* x, std::int64_t n) {
-  constexpr int kLanes = 32;
-  float largest[kLanes], poison[kLanes] = {};
-  std::fill_n(largest, kLanes, kMinusInfinity);
+  constexpr int kParts = 32;
+  float largest[kParts], poison[kParts] = {};
+  std::fill_n(largest, kParts, kMinusInfinity);
   const auto take = [&](int lane, float value) {
     largest[lane] = value > largest[lane] ? value : largest[lane];
     poison[lane] += value * 0.0f;
   };
   std::int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) take(lane, x[i + lane]);
+  for (; i + kParts <= n; i += kParts) {
+    for (int lane = 0; lane < kParts; ++lane) take(lane, x[i + lane]);
   }
   for (int lane = 0; i + lane < n; ++lane) take(lane, x[i + lane]);
   RowPeak row{kMinusInfinity, 0.0f};
-  for (int lane = 0; lane < kLanes; ++lane) {
+  for (int lane = 0; lane < kParts; ++lane) {
     row.largest = std::max(row.largest, largest[lane]);
     row.not_a_number += poison[lane];
   }
@@ -77,7 +77,8 @@ void cross_entropy_stats(Stream&, const Tensor& logits, const Tensor& targets, V
     const std::int64_t target = local_column(targets, row, shard);
     float* out = stats.as<float>() + row * 3;
     out[0] = m;
-    out[1] = lane_sum<float, 32>(shard.valid, [x, m](std::int64_t i) { return exp(x[i] - m); }) + peak.not_a_number;
+    out[1] =
+        lane_sum<float, 32>(shard.valid, [x, m](std::int64_t i) { return exp_nonpositive(x[i] - m); }) + peak.not_a_number;
     out[2] = target < 0 ? 0.0f : x[target];
   }
 }
@@ -93,7 +94,7 @@ void cross_entropy_finish(Stream&, const Tensor& logits, const Tensor& targets, 
     float* x = logits.as<float>() + row * columns;
     const float m = softmax.largest;
     const auto factor = static_cast<float>(static_cast<double>(scale) / softmax.sum);
-    for (std::int64_t i = 0; i < shard.valid; ++i) x[i] = factor * exp(x[i] - m);
+    for (std::int64_t i = 0; i < shard.valid; ++i) x[i] = factor * exp_nonpositive(x[i] - m);
     std::fill(x + shard.valid, x + columns, 0.0f);
     const std::int64_t target = local_column(targets, row, shard);
     if (target >= 0) x[target] -= scale;
