@@ -38,29 +38,30 @@ float initial_value(const Initializer& init, const RandomStream& random, std::in
   return 0;
 }
 
+/// Fills `entries` with ranges relative to their own block and returns the sizes of the blocks.
+std::vector<std::int64_t> lay_out(std::vector<ParameterSpec> specs, int tensor_size,
+                                  std::vector<ParameterStore::Entry>& entries) {
+  std::vector<std::int64_t> block_sizes;
+  for (ParameterSpec& spec : specs) {
+    if (entries.empty() || spec.block != entries.back().spec.block) {
+      require(spec.block == static_cast<int>(block_sizes.size()), "parameters are listed block by block");
+      block_sizes.push_back(0);
+    }
+    const Shape local = local_shape(spec.name, spec.shape, spec.shard, tensor_size);
+    const std::int64_t begin = round_up(block_sizes.back(), kAlignedElements);
+    block_sizes.back() = begin + local.numel();
+    entries.push_back({std::move(spec), local, {begin, local.numel()}});
+  }
+  return block_sizes;
+}
+
 }  // namespace
 
 ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, StorePlace place, Device device, MemoryReport& report)
-    : place_(place) {
-  for (ParameterSpec& spec : specs) {
-    const bool opens_block = entries_.empty() || spec.block != entries_.back().spec.block;
-    if (opens_block) {
-      require(spec.block == blocks(), "parameters are listed block by block");
-      blocks_.push_back({elements_, 0});
-    }
-    Shape local = local_shape(spec.name, spec.shape, spec.shard, place.tensor_size);
-    FlatRange& block = blocks_.back();
-    const std::int64_t begin = block.begin + round_up(block.size, kAlignedElements);
-    entries_.push_back({std::move(spec), local, {begin, local.numel()}});
-    block.size = begin + local.numel() - block.begin;
-    elements_ = block.begin + round_up(block.size, kAlignedElements * place.data_size);
-  }
-  for (int index = 0; index < blocks(); ++index) {
-    FlatRange& range = blocks_[static_cast<std::size_t>(index)];
-    range.size = (index + 1 < blocks() ? block(index + 1).begin : elements_) - range.begin;
-  }
-  values_ = Buffer("parameters", elements_ * size_of(DType::f32), device, report);
-  gradients_ = Buffer("gradients", elements_ * size_of(DType::f32), device, report);
+    : place_(place), partition_(lay_out(std::move(specs), place.tensor_size, entries_), place.data_rank, place.data_size) {
+  for (Entry& entry : entries_) entry.range.begin += partition_.block(entry.spec.block).begin;
+  values_ = Buffer("parameters", partition_.elements() * size_of(DType::f32), device, report);
+  gradients_ = Buffer("gradients", partition_.elements() * size_of(DType::f32), device, report);
 }
 
 Parameter ParameterStore::parameter(std::string_view name) const {
@@ -69,16 +70,6 @@ Parameter ParameterStore::parameter(std::string_view name) const {
   if (at == entries_.end()) fail(fmt::format("the model has no parameter {}", name));
   const auto view = [&](const Tensor& flat) { return flat.flat(at->range.begin, at->range.size).reshaped(at->local_shape); };
   return {view(values()), view(gradients())};
-}
-
-FlatRange ParameterStore::owned(int index) const {
-  const FlatRange range = block(index);
-  const std::int64_t share = range.size / place_.data_size;
-  return {range.begin + place_.data_rank * share, share};
-}
-
-std::int64_t ParameterStore::owned_elements() const {
-  return elements_ / place_.data_size;
 }
 
 void ParameterStore::initialize(std::uint64_t seed) {
