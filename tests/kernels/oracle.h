@@ -113,4 +113,21 @@ inline std::vector<double> finite_differences(std::vector<double>& x, const std:
   return gradient;
 }
 
+/// The sentence of the Error that `act` throws; "nothing was thrown" when it throws none.
+inline std::string error_of(const std::function<void()>& act) {
+  try {
+    act();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "nothing was thrown";
+}
+
+/// Σ a ⊙ b: with b the cotangent of a, the loss whose gradient a backward computes.
+inline double dot(std::span<const double> a, std::span<const double> b) {
+  double sum = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+  return sum;
+}
+
 }  // namespace dm::oracle
