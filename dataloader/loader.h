@@ -44,7 +44,7 @@ struct StepBatch {
 class Loader {
  public:
   /// Starts reading at `start`. Throws Error (usage) for options that do not fit together.
-  Loader(LoaderOptions options, const DataState& start = {});
+  explicit Loader(LoaderOptions options, const DataState& start = {});
   /// Ends the threads, blocked or not.
   ~Loader();
   Loader(const Loader&) = delete;

@@ -1,7 +1,6 @@
 // Documents of .jsonl and .jsonl.zst files, in order, with the position of each.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -57,12 +56,11 @@ class DocumentSource {
   /// and byte offset of a bad unit; when a whole pass found no document to use; when `start` is no document of the data.
   std::optional<Document> next();
   /// Makes next() return nothing soon. May be called from another thread.
-  void stop() { stopped_ = true; }
+  void stop();
 
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
-  std::atomic<bool> stopped_ = false;
 };
 
 }  // namespace dm
