@@ -36,10 +36,11 @@ struct StatePiece {
 
 /// Writes `<directory>/step_%08d` from the pieces of all ranks of `world`, each logical element exactly once over all ranks.
 /// Collective. Either the whole checkpoint becomes visible or nothing does: files go to a temporary sibling, each is
-/// fsynced, the manifest (with the XXH3-128 of every piece and file and of itself) comes last, then one rename, then
-/// `latest` is replaced. `metadata` is any JSON object (config, data state, fingerprints); rank 0's is kept. Returns the
-/// path. On a failure on any rank every rank throws Error (naming rank, file and errno), nothing is left behind, and what
-/// was there before is untouched.
+/// fsynced, the manifest (with the XXH3-128 of every piece and file header and of itself) comes last, then one rename, then
+/// `latest` is replaced. A checkpoint of the same step is replaced. `metadata` is any JSON object (config, data state,
+/// fingerprints); rank 0's is kept. Returns the path. Throws Error naming the parameter when the pieces do not tile it,
+/// before anything is written. On a failure on any rank every rank throws Error (naming rank, file and errno), nothing is
+/// left behind, and what was there before is untouched. Offers the fault points "save:...".
 std::filesystem::path save_checkpoint(Communicator& world, const std::filesystem::path& directory, std::int64_t step,
                                       const std::vector<StatePiece>& pieces, const nlohmann::json& metadata,
                                       FaultInjector& faults);
@@ -72,6 +73,8 @@ class Checkpoint {
 
   /// Reads every byte of every file; returns what is wrong (empty: intact).
   std::vector<Damage> verify() const;
+  /// Looks at the size and the header of every file and at no data.
+  std::vector<Damage> verify_files() const;
 
  private:
   struct Impl;
@@ -87,11 +90,14 @@ std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path&
 /// the answer.
 std::optional<std::filesystem::path> newest_intact_checkpoint(const std::filesystem::path& directory, const Log& log);
 
-/// Removes leftovers of interrupted saves (temporary siblings). Rank 0 calls it while it holds the run directory's lock.
+/// Removes leftovers of interrupted saves (temporary siblings), and brings back a checkpoint that one of them was about to
+/// replace. Rank 0 calls it while it holds the run directory's lock.
 void remove_partial_checkpoints(const std::filesystem::path& directory, const Log& log);
 
 /// Keeps the newest `keep` intact checkpoints (at least one) and every one whose step is a multiple of `keep_every` (0:
-/// none), and removes the others. The last intact checkpoint is never removed. Rank 0 calls it after a successful save.
+/// none), and removes the older others. Damaged ones among the newest are left where they are and do not count. The first
+/// that counts is read in full; the others by manifest, file sizes and headers. So the last intact checkpoint is never
+/// removed. Rank 0 calls it after a successful save.
 void retain_checkpoints(const std::filesystem::path& directory, int keep, std::int64_t keep_every, const Log& log);
 
 }  // namespace dm

@@ -1,0 +1,15 @@
+// gethostname with its edge cases.
+#include "runtime/host.h"
+
+#include <unistd.h>
+
+#include <array>
+
+namespace dm {
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown host";
+}
+
+}  // namespace dm
