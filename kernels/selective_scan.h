@@ -30,6 +30,10 @@ constexpr std::int64_t scan_chunks(std::int64_t tokens) {
   return (tokens + kScanChunk - 1) / kScanChunk;
 }
 
+/// The most states that one call advances a channel, N · (1 + sources), and the most readers of a backward.
+inline constexpr std::int64_t kMaxScanStates = 1024;
+inline constexpr std::int64_t kMaxScanReaders = 64;
+
 /// e_t = h_t · C_t;  r_t = Σ_s h^s_t · C_t over the sources;  y_t = e_t + silu(gate_t) ⊙ r_t + skip ⊙ u_t;
 /// out_t = y_t ⊙ silu(z_t)   (He et al., "DenseMamba", arXiv 2403.00818: raw lower states, this layer's C, fusion by
 /// addition).
@@ -84,8 +88,10 @@ struct ScanBackwardArgs {
   Tensor scratch;   ///< f32, at least scan_backward_scratch(B, T, D, N) elements; contents undefined before and after.
 };
 
-/// float32 elements of scratch that the backward needs (the larger of what the backends need).
-std::int64_t scan_backward_scratch(std::int64_t batch, std::int64_t tokens, std::int64_t channels, std::int64_t states);
+/// float32 elements of scratch that the backward needs (the largest of what the backends need).
+using ScanBackwardScratch = std::int64_t(std::int64_t batch, std::int64_t tokens, std::int64_t channels,
+                                         std::int64_t states);
+ScanBackwardScratch scan_backward_scratch;
 
 /// For sequences whose initial state is zero (own.initial and the sources' are ignored: chunk_states hold every start).
 /// Sums over channels and over time in a fixed order: same bits every run.
@@ -95,10 +101,12 @@ ScanBackwardOp selective_scan_backward;
 namespace cpu {
 ScanForwardOp selective_scan_forward;
 ScanBackwardOp selective_scan_backward;
+ScanBackwardScratch scan_backward_scratch;
 }  // namespace cpu
 namespace cuda {
 ScanForwardOp selective_scan_forward;
 ScanBackwardOp selective_scan_backward;
+ScanBackwardScratch scan_backward_scratch;
 }  // namespace cuda
 
 }  // namespace dm

@@ -1,0 +1,114 @@
+// The checks of the selective scan and of its backward.
+#include "kernels/selective_scan.h"
+
+#include <algorithm>
+
+#include "kernels/check.h"
+#include "kernels/dispatch.h"
+
+namespace dm {
+namespace {
+
+/// The extents of a call, from its own recurrence.
+struct Extents {
+  std::int64_t B, T, D, N, columns;  ///< columns: R + 2N
+
+  Extents(const ArgumentCheck& check, const ScanRecurrence& own) {
+    check.that(own.u.shape().rank() == 3, "u must be [batch, tokens, channels]");
+    check.that(own.A_log.shape().rank() == 2 && own.A_log.size(1) > 0, "A_log must be [channels, states]");
+    check.that(own.dbc.shape().rank() == 3 && own.dbc.size(2) >= 2 * own.A_log.size(1),
+               "dbc must be [batch, tokens, dt rank + 2 states]");
+    B = own.u.size(0), T = own.u.size(1), D = own.u.size(2), N = own.A_log.size(1), columns = own.dbc.size(2);
+  }
+
+  Shape activations() const { return {B, T, D}; }
+  Shape projections() const { return {B, T, columns}; }
+  Shape states() const { return {B, D, N}; }
+  Shape chunk_states() const { return {B, scan_chunks(T), D, N}; }
+};
+
+void check_recurrence(const ArgumentCheck& check, const ScanRecurrence& recurrence, const Extents& extents) {
+  check.compute("u", recurrence.u, extents.activations());
+  check.compute("dt", recurrence.dt, extents.activations());
+  check.tensor("dt_bias", recurrence.dt_bias, Shape{extents.D}, DType::f32);
+  check.tensor("A_log", recurrence.A_log, Shape{extents.D, extents.N}, DType::f32);
+  check.tensor("dbc", recurrence.dbc, extents.projections(), DType::f32);
+}
+
+/// What forward and backward share besides the recurrences.
+template <class Args>
+void check_gating(const ArgumentCheck& check, const Args& args, const Extents& extents) {
+  const auto sources = static_cast<std::int64_t>(args.sources.size());
+  check.that((1 + sources) * extents.N <= kMaxScanStates, "more than 1024 states a channel in this layer and its sources");
+  check.that(static_cast<bool>(args.gate) == (sources > 0), "gate must be present exactly when there are sources");
+  if (args.gate) check.compute("gate", args.gate, extents.activations());
+  check.tensor("skip", args.skip, Shape{extents.D}, DType::f32);
+  check.compute("z", args.z, extents.activations());
+}
+
+}  // namespace
+
+void selective_scan_forward(Stream& stream, const ScanForwardArgs& args) {
+  const ArgumentCheck check(stream, "selective_scan_forward"), check_own(stream, "selective_scan_forward: own"),
+      check_source(stream, "selective_scan_forward: a source");
+  const Extents extents(check_own, args.own);
+  const auto check_start = [&](const ArgumentCheck& check, const ScanRecurrence& recurrence) {
+    check_recurrence(check, recurrence, extents);
+    if (recurrence.initial) check.tensor("initial", recurrence.initial, extents.states(), DType::f32);
+  };
+  check_start(check_own, args.own);
+  for (const ScanRecurrence& source : args.sources) check_start(check_source, source);
+  check_gating(check, args, extents);
+  if (args.own.chunk_states) {
+    check_own.tensor("chunk_states", args.own.chunk_states, extents.chunk_states(), DType::f32);
+  }
+  check.compute("out", args.out, extents.activations());
+  if (args.final_state) check.tensor("final_state", args.final_state, extents.states(), DType::f32);
+  dispatch(stream, "selective_scan_forward", DM_TWINS(selective_scan_forward), args);
+}
+
+std::int64_t scan_backward_scratch(std::int64_t batch, std::int64_t tokens, std::int64_t channels, std::int64_t states) {
+  std::int64_t elements = cpu::scan_backward_scratch(batch, tokens, channels, states);
+#ifdef DM_CUDA
+  elements = std::max(elements, cuda::scan_backward_scratch(batch, tokens, channels, states));
+#endif
+  return elements;
+}
+
+void selective_scan_backward(Stream& stream, const ScanBackwardArgs& args) {
+  const ArgumentCheck check(stream, "selective_scan_backward"), check_own(stream, "selective_scan_backward: own"),
+      check_source(stream, "selective_scan_backward: a source"), check_reader(stream, "selective_scan_backward: a reader");
+  const Extents extents(check_own, args.own);
+  const auto check_saved = [&](const ArgumentCheck& check, const ScanRecurrence& recurrence) {
+    check_recurrence(check, recurrence, extents);
+    check.tensor("chunk_states", recurrence.chunk_states, extents.chunk_states(), DType::f32);
+  };
+  check_saved(check_own, args.own);
+  for (const ScanRecurrence& source : args.sources) check_saved(check_source, source);
+  check.that(static_cast<std::int64_t>(args.readers.size()) <= kMaxScanReaders, "more than 64 readers");
+  for (const ScanReader& reader : args.readers) {
+    check_reader.compute("q", reader.q, extents.activations());
+    check_reader.tensor("dbc", reader.dbc, extents.projections(), DType::f32);
+  }
+  check_gating(check, args, extents);
+  check.compute("dout", args.dout, extents.activations());
+  check.compute("du", args.du, extents.activations());
+  check.compute("ddt", args.ddt, extents.activations());
+  check.tensor("ddbc", args.ddbc, extents.projections(), DType::f32);
+  check.compute("dz", args.dz, extents.activations());
+  if (args.sources.empty()) {
+    check.that(!args.dgate && !args.q, "dgate and q must be present exactly when there are sources");
+  } else {
+    check.compute("dgate", args.dgate, extents.activations());
+    check.compute("q", args.q, extents.activations());
+  }
+  check.tensor("dA_log", args.dA_log, Shape{extents.D, extents.N}, DType::f32);
+  check.tensor("dskip", args.dskip, Shape{extents.D}, DType::f32);
+  check.tensor("ddt_bias", args.ddt_bias, Shape{extents.D}, DType::f32);
+  const std::int64_t needed = scan_backward_scratch(extents.B, extents.T, extents.D, extents.N);
+  check.that(args.scratch && args.scratch.numel() >= needed, "scratch is smaller than scan_backward_scratch says");
+  check.elements("scratch", args.scratch, args.scratch.numel(), DType::f32);
+  dispatch(stream, "selective_scan_backward", DM_TWINS(selective_scan_backward), args);
+}
+
+}  // namespace dm
