@@ -1,6 +1,4 @@
 // `densemamba`: finds the subcommand and turns whatever escapes from it into one line and an exit code.
-#include <mpi.h>
-
 #include <csignal>
 #include <iostream>
 #include <string>
@@ -9,16 +7,10 @@
 
 #include <fmt/format.h>
 
+#include "launch/build_info.h"
 #include "launch/commands.h"
 #include "runtime/error.h"
 #include "runtime/options.h"
-
-#ifndef DM_VERSION
-#define DM_VERSION "unknown"
-#endif
-#ifndef DM_BUILD_TYPE
-#define DM_BUILD_TYPE "unknown"
-#endif
 
 namespace {
 
@@ -47,20 +39,6 @@ void print_help(std::ostream& out) {
          "Exit codes: 0 done, 1 failed, 2 wrong usage, 75 failed and worth a relaunch.\n";
 }
 
-void print_version() {
-  char mpi[MPI_MAX_LIBRARY_VERSION_STRING] = "";
-  int length = 0;
-  MPI_Get_library_version(mpi, &length);
-  const std::string_view library(mpi, static_cast<std::size_t>(length));
-#ifdef __clang__
-  constexpr const char* kCompiler = "Clang " __clang_version__;
-#else
-  constexpr const char* kCompiler = "GCC " __VERSION__;
-#endif
-  std::cout << fmt::format("densemamba {} ({} build, {}, {})\n", DM_VERSION, DM_BUILD_TYPE, kCompiler,
-                           library.substr(0, library.find(',')));
-}
-
 int run(int argc, char** argv) {
   const std::string word = argc > 1 ? argv[1] : "";
   if (word == "--help" || word == "-h" || word == "help") {
@@ -68,7 +46,7 @@ int run(int argc, char** argv) {
     return static_cast<int>(dm::ExitCode::ok);
   }
   if (word == "--version") {
-    print_version();
+    std::cout << dm::build_description() << "\n";
     return static_cast<int>(dm::ExitCode::ok);
   }
   if (word.empty()) {

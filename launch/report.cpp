@@ -1,6 +1,4 @@
 // The one line on stderr that ends a failed program.
-#include <unistd.h>
-
 #include <cstdlib>
 #include <exception>
 #include <new>
@@ -10,6 +8,7 @@
 
 #include "launch/commands.h"
 #include "runtime/error.h"
+#include "runtime/host.h"
 #include "runtime/log.h"
 
 namespace dm {
@@ -20,9 +19,7 @@ std::string speaker() {
   const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
   const char* size = std::getenv("OMPI_COMM_WORLD_SIZE");
   if (rank == nullptr || size == nullptr) return "densemamba";
-  char host[256] = "";
-  ::gethostname(host, sizeof host - 1);
-  return fmt::format("densemamba: rank {} of {} on {}", rank, size, host);
+  return fmt::format("densemamba: rank {} of {} on {}", rank, size, host_name());
 }
 
 }  // namespace

@@ -1,10 +1,6 @@
 // Every key of a training run with its help and its check; the defaults are those of the fields.
 #include "launch/train_options.h"
 
-#ifndef DM_CONFIG_DIR
-#define DM_CONFIG_DIR "configs"
-#endif
-
 namespace dm {
 namespace {
 
@@ -96,9 +92,8 @@ void add_checkpoint(OptionTable& table, TrainOptions::Checkpoint& checkpoint) {
 
 }  // namespace
 
-OptionTable make_train_table(TrainOptions& options) {
-  OptionTable table("densemamba train [--config FILE] [--SECTION.KEY VALUE ...]",
-                    "Pretrains a model; run it under mpirun for more than one rank.", DM_CONFIG_DIR);
+OptionTable make_train_table(TrainOptions& options, const std::string& command, const std::string& summary) {
+  OptionTable table("densemamba " + command + " [--config FILE] [--SECTION.KEY VALUE ...]", summary, DM_CONFIG_DIR);
   table.add("resume", options.resume,
             "auto: from the newest intact checkpoint if there is one; none: from the start, in an empty run directory; "
             "must: there has to be one; or a checkpoint directory.");

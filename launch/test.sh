@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Builds the project and runs its tests: everything that this machine can run.
+#
+#   launch/test.sh              GCC build and all tests, Clang build, tests under the address and undefined-behaviour
+#                               sanitizers; the summary of the first is printed last
+#   launch/test.sh --quick      GCC build and all tests alone
+#   launch/test.sh --clang      Clang build alone (compiled, not run)
+#   launch/test.sh --sanitize   sanitizer build and tests alone
+#
+# Build folders: build/, build-clang/, build-sanitize/. JOBS limits parallel compiles and tests (default: all cores).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+jobs=${JOBS:-$(nproc)}
+parts="gcc clang sanitize"
+case "${1:-}" in
+  "") ;;
+  --quick) parts=gcc ;;
+  --clang) parts=clang ;;
+  --sanitize) parts=sanitize ;;
+  *)
+    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+    ;;
+esac
+wants() { case " $parts " in *" $1 "*) true ;; *) false ;; esac; }
+
+# Open MPI refuses to start as root, as in a container, unless told twice.
+if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
+
+# build FOLDER OPTION...: configures and compiles.
+build() {
+  local folder=$1
+  shift
+  echo "== $folder: compiling ($*)"
+  cmake -S . -B "$folder" -G Ninja "$@" >"$folder.log" 2>&1 || { cat "$folder.log" >&2; exit 1; }
+  rm -f "$folder.log"
+  cmake --build "$folder" -j "$jobs"
+}
+
+# Compiled first, so that the tests' own summary ends the output.
+wants gcc && build build -DCMAKE_BUILD_TYPE=Release
+if wants clang; then
+  if command -v clang++ >/dev/null; then
+    build build-clang -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER=clang++
+  elif [ "$parts" = clang ]; then
+    echo "clang++ is not installed: apt-get install clang" >&2
+    exit 1
+  else
+    echo "== skipped: Clang build (clang++ is not installed)"
+  fi
+fi
+if wants sanitize; then
+  build build-sanitize -DCMAKE_BUILD_TYPE=Release -DDM_SANITIZE=ON
+  ctest --test-dir build-sanitize --output-on-failure --no-tests=error -j "$jobs" -LE slow
+fi
+if wants gcc; then
+  echo "== skipped: CUDA and NCCL tests (labels cuda, nccl): this version computes on the CPU and has none"
+  ctest --test-dir build --output-on-failure --no-tests=error -j "$jobs"
+fi
