@@ -13,16 +13,8 @@ namespace dm {
 
 enum class ReduceOp : std::uint8_t { sum, max };
 
-/// What a rank was last asked to do together with others; what the watchdog prints.
-struct CollectiveRecord {
-  std::string_view op = "none";  ///< A string literal: "all_reduce", ...
-  std::string_view group = "";   ///< The communicator's name, which outlives the record.
-  std::int64_t sequence = 0;     ///< Counts the collectives of this rank over all its communicators.
-  std::int64_t bytes = 0;
-  bool inside = false;  ///< Entered and not left.
-};
-
-/// Told when this rank enters and leaves a collective. One observer serves all communicators of a rank.
+/// Told when this rank enters and leaves a collective: `op` is "all_reduce", ..., `group` the communicator's name. One
+/// observer serves all communicators of a rank.
 class CollectiveObserver {
  public:
   virtual ~CollectiveObserver() = default;
@@ -118,7 +110,7 @@ class MpiEnvironment {
 };
 
 /// The largest workspace of one MPI communicator, and its longest message.
-inline constexpr std::int64_t kMpiWorkspaceBytes = std::int64_t{4} << 20;
+inline constexpr std::int64_t kMpiWorkspaceBytes = std::int64_t{1} << 20;
 
 /// All ranks of the job over MPI; host tensors only. `observer` may be null and outlives the communicator. Larger tensors
 /// travel in pieces of `workspace_bytes` (at most 2^31 - 1; tests pass a small one). A rank that receives another

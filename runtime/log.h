@@ -6,8 +6,12 @@
 
 namespace dm {
 
-/// `info` prints on the speaking rank only; `warn` prints on every rank to stderr with the rank's name in front.
-/// Write errors (closed pipe, full disk) are ignored. Thread-safe: one write call a line.
+/// "rank 3 (hostname)": how messages name a rank.
+std::string rank_name(int rank, std::string_view host);
+
+/// `info` prints on the speaking rank only, to stdout; `warn` prints on every rank, to stderr, with the rank's name in
+/// front. A text of several lines stays together. Write errors (closed pipe, full disk) are ignored. Thread-safe: one write
+/// call a text.
 class Log {
  public:
   Log(bool speaks, std::string_view rank_name) : speaks_(speaks), rank_name_(rank_name) {}
