@@ -76,7 +76,9 @@ struct TrainOptions {
   std::vector<std::string> override_keys;  ///< --override: schedule keys that may differ from the checkpoint's.
 };
 
-/// The table over `options`: every key with help, default and check. `options` must outlive it.
-OptionTable make_train_table(TrainOptions& options);
+/// The table over `options`: every key with help, default and check. `options` must outlive it. `command` and `summary` open
+/// --help.
+OptionTable make_train_table(TrainOptions& options, const std::string& command = "train",
+                             const std::string& summary = "Pretrains a model; run it under mpirun for more than one rank.");
 
 }  // namespace dm

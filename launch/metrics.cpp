@@ -1,0 +1,37 @@
+// Appending lines that may be lost but never tear.
+#include "launch/metrics.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "runtime/error.h"
+
+namespace dm {
+
+Metrics::Metrics(const std::filesystem::path& path, const Log& log) : log_(log) {
+  if (path.empty()) return;
+  descriptor_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  if (descriptor_ < 0) {
+    fail(fmt::format("cannot write {}: {}; choose another --run.dir", path.string(), std::strerror(errno)), ExitCode::usage);
+  }
+}
+
+Metrics::~Metrics() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void Metrics::append(const nlohmann::json& event) {
+  if (descriptor_ < 0) return;
+  const std::string line = event.dump() + "\n";
+  if (::write(descriptor_, line.data(), line.size()) == static_cast<ssize_t>(line.size()) || warned_) return;
+  warned_ = true;
+  log_.warn(fmt::format("metrics.jsonl: a line was lost ({}); training goes on", std::strerror(errno)));
+}
+
+}  // namespace dm

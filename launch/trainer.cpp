@@ -1,0 +1,376 @@
+// Starting a run, and the loop over its steps.
+#include "launch/trainer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include "kernels/elementwise.h"
+#include "launch/build_info.h"
+#include "launch/resume.h"
+#include "launch/schedule.h"
+#include "parallel/agreement.h"
+
+namespace dm {
+
+Trainer::Trainer(const TrainerContext& context)
+    : options_(context.options),
+      table_(context.table),
+      grid_(context.grid),
+      watchdog_(context.watchdog),
+      stop_(context.stop),
+      faults_(context.faults),
+      log_(context.log),
+      checkpoints_(std::filesystem::path(options_.run.dir) / "checkpoints") {
+  started_ = now_seconds();
+  watchdog_.set_phase("start");
+  run_on_all(*grid_.world, "start", [&] { open_data(); });
+  open_run_directory();
+  watchdog_.start(*grid_.world, std::filesystem::path(options_.run.dir) / "watchdog", options_.parallel.watchdog_seconds,
+                  log_, context.end_job);
+  choose_start();
+  make_model();
+  print_banner();
+  checkpoint_.reset();
+}
+
+void Trainer::open_data() {
+  sources_ = DataSources::open(options_.data);
+  const std::int64_t tokens = sources_.tokenizer->vocabulary();
+  if (options_.model.vocabulary == 0) options_.model.vocabulary = tokens;
+  if (options_.model.vocabulary < tokens) {
+    fail(fmt::format("--model.vocabulary {} is smaller than the tokenizer's {}", options_.model.vocabulary, tokens),
+         ExitCode::usage);
+  }
+  options_.model.resolve();
+  micro_batch_of(options_.train, grid_.data->size());
+  if (options_.train.valid_sequences % grid_.data->size() != 0) {
+    fail(fmt::format("--train.valid_sequences {} does not divide over {} data ranks", options_.train.valid_sequences,
+                     grid_.data->size()),
+         ExitCode::usage);
+  }
+}
+
+void Trainer::open_run_directory() {
+  run_on_all(*grid_.world, "run directory", [&] {
+    if (grid_.world->rank() != 0) return;
+    std::error_code error;
+    std::filesystem::create_directories(checkpoints_, error);
+    if (error) {
+      fail(fmt::format("cannot make {}: {}; choose another --run.dir", checkpoints_.string(), error.message()),
+           ExitCode::usage);
+    }
+    lock_ = std::make_unique<RunLock>(options_.run.dir, log_);
+    remove_partial_checkpoints(checkpoints_, log_);
+    metrics_ = std::make_unique<Metrics>(std::filesystem::path(options_.run.dir) / "metrics.jsonl", log_);
+  });
+  if (!metrics_) metrics_ = std::make_unique<Metrics>("", log_);
+}
+
+void Trainer::choose_start() {
+  Communicator& world = *grid_.world;
+  std::string chosen;
+  run_on_all(world, "resume", [&] {
+    if (world.rank() == 0) chosen = choose_checkpoint(options_.resume, options_.run.dir, log_).value_or("").string();
+  });
+  chosen = broadcast_text(world, chosen, 0);
+  if (chosen.empty()) return;
+  run_on_all(world, "resume", [&] {
+    checkpoint_ = Checkpoint::open(chosen);
+    record_ = from_metadata(checkpoint_->metadata(), chosen);
+    const auto differences = compare_options(record_.options, table_.values(), options_.override_keys);
+    const std::string data = difference(record_.data, sources_.fingerprint);
+    if (!data.empty()) fail(fmt::format("{}: the run was trained on other data: {}", chosen, data), ExitCode::usage);
+    for (const std::string& line : differences) log_.info("changed  " + line);
+  });
+}
+
+void Trainer::make_model() {
+  plan_ = plan_memory(options_, grid_.data->size(), grid_.tensor->size());
+  const Device device = stream_.device();
+  const StorePlace place{grid_.tensor->rank(), grid_.tensor->size(), grid_.data->rank(), grid_.data->size()};
+  run_on_all(*grid_.world, "memory", [&] {
+    const TrainOptions::Optimizer& o = options_.optimizer;
+    const PartitionedAdamW::Settings settings{static_cast<float>(o.beta1), static_cast<float>(o.beta2),
+                                              static_cast<float>(o.epsilon), static_cast<float>(o.weight_decay)};
+    store_.emplace(parameter_specs(options_.model), place, device, memory_);
+    optimizer_.emplace(*store_, grid_, settings, device, memory_);
+    model_.emplace(options_.model, *store_, *grid_.tensor);
+    results_ = Buffer("step results", 2 * size_of(DType::f32), device, memory_);
+    arena_.emplace(Buffer("activations", plan_.activation_bytes, device, memory_));
+  });
+  if (checkpoint_) {
+    load(*checkpoint_);
+  } else {
+    store_->initialize(static_cast<std::uint64_t>(options_.run.seed));
+  }
+  record_.options = table_.values();
+  record_.data = sources_.fingerprint;
+  record_.grid = grid_.describe();
+  record_.build = build_description();
+  data_.emplace(options_, sources_, grid_, record_.data_state);
+}
+
+void Trainer::load(const Checkpoint& checkpoint) {
+  run_on_all(*grid_.world, "resume", [&] { checkpoint.load(optimizer_->pieces_to_load()); });
+  optimizer_->gather_values(stream_);
+  step_ = saved_step_ = checkpoint.step();
+}
+
+void Trainer::print_banner() const {
+  if (!log_.speaks()) return;
+  const TrainOptions::Train& train = options_.train;
+  log_.info(build_description());
+  log_.info(
+      fmt::format("grid     {} on {} ranks, device {}", grid_.describe(), grid_.world->size(), name_of(stream_.device())));
+  log_.info("model    " + describe_model(options_.model));
+  log_.info(fmt::format("step     {} sequences × {} tokens, micro-batches of {}, {} steps", train.batch, train.sequence,
+                        micro_batch_of(train, grid_.data->size()), train.steps));
+  std::int64_t bytes = 0;
+  for (const DataFingerprint::File& file : sources_.fingerprint.files) bytes += file.size;
+  log_.info(fmt::format("data     {} training files, {:.1f} MB; {} validation files; tokenizer {}, {} tokens",
+                        sources_.train.size(), static_cast<double>(bytes) * 1e-6, sources_.valid.size(),
+                        options_.data.tokenizer, sources_.tokenizer->vocabulary()));
+  log_.info("memory   of one rank:");
+  for (const std::string& line : memory_table(plan_)) log_.info(line);
+  log_.info(checkpoint_ ? fmt::format("resume   from {} at step {}", checkpoint_->path().string(), step_)
+                        : fmt::format("run      {} from its beginning, seed {}", options_.run.dir, options_.run.seed));
+}
+
+void Trainer::run() {
+  const std::int64_t steps = options_.train.steps, stop_at = options_.train.stop_at;
+  const std::int64_t last = stop_at > 0 ? std::min(stop_at, steps) : steps;
+  first_step_ = step_;
+  metrics_->append({{"event", "start"},
+                    {"step", step_},
+                    {"resumed", saved_step_ >= 0},
+                    {"grid", record_.grid},
+                    {"parameters", options_.model.parameters()},
+                    {"build", record_.build},
+                    {"startup_seconds", now_seconds() - started_}});
+  if (step_ >= last)
+    log_.info(fmt::format("nothing to do: the checkpoint is at step {} and the run ends at {}", step_, last));
+  interval_ = interval_now();
+  bool stopping = false;
+  while (step_ < last && !stopping) {
+    ++step_;
+    faults_.set_step(step_);
+    watchdog_.set_step(step_);
+    const double begin = now_seconds(), lr = learning_rate(options_.optimizer, steps, step_);
+    const StepResult result = train_step(lr);
+    report_step(result, lr, now_seconds() - begin);
+    stopping = stop_requested();
+    const bool at_end = step_ == last || stopping;
+    const std::int64_t valid_every = options_.train.valid_every, save_every = options_.checkpoint.every;
+    if ((step_ == last || (valid_every > 0 && step_ % valid_every == 0)) && data_->has_validation()) validate();
+    if (at_end || (save_every > 0 && step_ % save_every == 0)) save();
+  }
+  if (failed_saves_ > 0) {
+    fail(fmt::format("the last checkpoint could not be saved; the newest is of step {}", saved_step_), ExitCode::retryable);
+  }
+  report_end();
+}
+
+void Trainer::accumulate(Sequences& sequences) {
+  const std::int64_t T = options_.train.sequence, micro = micro_batch_of(options_.train, grid_.data->size());
+  const Tensor tokens = Tensor::of(sequences.tokens.data(), {sequences.count, T});
+  const Tensor targets = Tensor::of(sequences.targets.data(), {sequences.count, T});
+  const float scale = 1.0f / static_cast<float>(options_.train.batch * T);
+  const Tensor loss_sum = results().flat(0, 1);
+  for (std::int64_t begin = 0; begin < sequences.count; begin += micro) {
+    watchdog_.set_phase("forward");
+    faults_.at("forward");
+    const bool last = begin + micro == sequences.count;
+    model_->forward_backward(stream_, *arena_, tokens.slice(begin, micro), targets.slice(begin, micro), scale,
+                             model_options(options_.train), loss_sum, [&](int block) {
+                               watchdog_.set_phase("backward");
+                               faults_.at("backward");
+                               if (!last) return;
+                               faults_.at("reduce");
+                               optimizer_->reduce_block(stream_, block);
+                             });
+  }
+}
+
+Trainer::StepResult Trainer::train_step(double lr) {
+  faults_.at("data");
+  watchdog_.set_phase("data");
+  Sequences& sequences = data_->next(stream_, log_);
+  const Tensor loss_sum = results().flat(0, 1), norm_squared = results().flat(1, 1);
+  fill(stream_, results(), 0.0f);
+  fill(stream_, store_->gradients(), 0.0f);
+  accumulate(sequences);
+
+  watchdog_.set_phase("update");
+  if (faults_.at("gradient") == Fault::nan) {
+    fill(stream_, store_->gradients().flat(store_->partition().owned(0).begin, 1), std::nanf(""));
+  }
+  optimizer_->add_gradient_norm_squared(stream_, norm_squared);
+  grid_.data->all_reduce(stream_, loss_sum);
+  stream_.synchronize();
+  StepResult result;
+  result.loss =
+      static_cast<double>(*loss_sum.as<float>()) / static_cast<double>(options_.train.batch * options_.train.sequence);
+  result.gradient_norm = std::sqrt(static_cast<double>(*norm_squared.as<float>()));
+  result.updated = std::isfinite(result.loss) && std::isfinite(result.gradient_norm);
+  record_.data_state = data_->state();
+  if (!result.updated) {
+    skip_update(result);
+    return result;
+  }
+  const double clip = options_.optimizer.clip;
+  const double scale = clip > 0 && result.gradient_norm > clip ? clip / result.gradient_norm : 1.0;
+  optimizer_->update(stream_, static_cast<float>(lr), ++record_.updates, static_cast<float>(scale));
+  return result;
+}
+
+void Trainer::skip_update(const StepResult& result) {
+  ++record_.nonfinite_steps;
+  const std::int64_t budget = options_.train.nonfinite_budget;
+  const std::string what = fmt::format("step {}: loss {} and gradient norm {}", step_, result.loss, result.gradient_norm);
+  if (record_.nonfinite_steps > budget) {
+    fail(fmt::format("{}; more than --train.nonfinite_budget {} updates were skipped; lower --optimizer.lr", what, budget));
+  }
+  log_.info(fmt::format("{}: update skipped on all ranks ({} of {} allowed)", what, record_.nonfinite_steps, budget));
+}
+
+Trainer::Interval Trainer::interval_now() const {
+  return {now_seconds(), trace_.seconds(Trace::Kind::communication), trace_.seconds(Trace::Kind::data_wait),
+          trace_.seconds(Trace::Kind::compute), step_};
+}
+
+void Trainer::report_step(const StepResult& result, double lr, double seconds) {
+  const auto tokens = options_.train.batch * options_.train.sequence;
+  metrics_->append({{"event", "step"},
+                    {"step", step_},
+                    {"loss", result.loss},
+                    {"grad_norm", result.gradient_norm},
+                    {"lr", lr},
+                    {"tokens", tokens},
+                    {"seconds", seconds},
+                    {"tokens_per_second", static_cast<double>(tokens) / seconds},
+                    {"total_tokens", step_ * tokens},
+                    {"updated", result.updated}});
+  if (step_ % options_.log.every == 0 || step_ == first_step_ + 1) print_step(result, lr);
+}
+
+void Trainer::print_step(const StepResult& result, double lr) {
+  const Interval now = interval_now();
+  const double wall = now.begin - interval_.begin, steps = static_cast<double>(now.steps - interval_.steps);
+  const double tokens = static_cast<double>(options_.train.batch * options_.train.sequence) * steps;
+  const auto share = [&](double after, double before) { return 100 * (after - before) / wall; };
+  log_.info(fmt::format(
+      "step {:>7}  loss {:7.4f}  norm {:7.3f}  lr {:.2e}  {:7.1f} ms  {:>9.0f} tok/s  math {:3.0f}%  comm {:3.0f}%  "
+      "data {:3.0f}%",
+      step_, result.loss, result.gradient_norm, lr, 1e3 * wall / steps, tokens / wall, share(now.compute, interval_.compute),
+      share(now.communication, interval_.communication), share(now.data_wait, interval_.data_wait)));
+  interval_ = now;
+}
+
+double Trainer::unigram_loss(const Sequences& sequences) {
+  if (unigram_loss_) return *unigram_loss_;
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(options_.model.vocabulary));
+  for (const std::int32_t target : sequences.targets) ++counts[static_cast<std::size_t>(target)];
+  grid_.data->all_reduce(stream_, Tensor::of(counts.data(), {options_.model.vocabulary}));
+  const auto total = static_cast<double>(options_.train.valid_sequences * options_.train.sequence);
+  double entropy = 0;
+  for (const std::int64_t count : counts) {
+    if (count > 0) entropy -= static_cast<double>(count) / total * std::log(static_cast<double>(count) / total);
+  }
+  unigram_loss_ = entropy;
+  return entropy;
+}
+
+void Trainer::validate() {
+  watchdog_.set_phase("validation");
+  const double begin = now_seconds();
+  Sequences& sequences = data_->validation(stream_);
+  const std::int64_t T = options_.train.sequence, micro = micro_batch_of(options_.train, grid_.data->size());
+  const Tensor tokens = Tensor::of(sequences.tokens.data(), {sequences.count, T});
+  const Tensor targets = Tensor::of(sequences.targets.data(), {sequences.count, T});
+  const Tensor loss_sum = results().flat(0, 1);
+  fill(stream_, loss_sum, 0.0f);
+  for (std::int64_t at = 0; at < sequences.count; at += micro) {
+    const std::int64_t count = std::min(micro, sequences.count - at);
+    model_->evaluate(stream_, *arena_, tokens.slice(at, count), targets.slice(at, count), model_options(options_.train),
+                     loss_sum);
+  }
+  grid_.data->all_reduce(stream_, loss_sum);
+  stream_.synchronize();
+  const std::int64_t predicted = options_.train.valid_sequences * T;
+  const double loss = static_cast<double>(*loss_sum.as<float>()) / static_cast<double>(predicted);
+  const double unigram = unigram_loss(sequences);
+  log_.info(fmt::format("valid {:>6}  loss {:7.4f}  on {} held-out tokens; their best unigram model: {:.4f}", step_, loss,
+                        predicted, unigram));
+  metrics_->append({{"event", "valid"},
+                    {"step", step_},
+                    {"loss", loss},
+                    {"unigram_loss", unigram},
+                    {"tokens", predicted},
+                    {"seconds", now_seconds() - begin}});
+}
+
+void Trainer::save() {
+  watchdog_.set_phase("save");
+  const double begin = now_seconds();
+  try {
+    const Trace::Range stall(stream_.trace(), "checkpoint", Trace::Kind::checkpoint);
+    const std::filesystem::path path =
+        save_checkpoint(*grid_.world, checkpoints_, step_, optimizer_->pieces_to_save(), to_metadata(record_), faults_);
+    saved_step_ = step_;
+    failed_saves_ = 0;
+    if (grid_.world->rank() == 0) {
+      retain_checkpoints(checkpoints_, static_cast<int>(options_.checkpoint.keep), options_.checkpoint.keep_every, log_);
+    }
+    log_.info(fmt::format("saved {:>6}  {} in {:.2f} s", step_, path.string(), now_seconds() - begin));
+    metrics_->append(
+        {{"event", "checkpoint"}, {"step", step_}, {"path", path.filename().string()}, {"seconds", now_seconds() - begin}});
+  } catch (const Error& error) {  // the same on every rank
+    if (++failed_saves_ >= options_.checkpoint.max_failures) throw;
+    if (log_.speaks()) {
+      log_.warn(fmt::format("{}; training goes on without it ({} of --checkpoint.max_failures {})", error.what(),
+                            failed_saves_, options_.checkpoint.max_failures));
+    }
+    metrics_->append({{"event", "checkpoint_failed"}, {"step", step_}, {"error", error.what()}});
+  }
+}
+
+bool Trainer::stop_requested() {
+  watchdog_.set_phase("agree");
+  std::int32_t signal = stop_.received();
+  Stream host(Device::cpu(), &trace_);
+  grid_.world->all_reduce(host, Tensor::of(&signal, {1}), ReduceOp::max);
+  if (signal != 0) log_.info(fmt::format("signal {} received: saving at step {} and ending", signal, step_));
+  return signal != 0;
+}
+
+void Trainer::report_end() {
+  const std::int64_t steps = step_ - first_step_;
+  const double wall = now_seconds() - started_;
+  const auto seconds = [&](Trace::Kind kind) { return trace_.seconds(kind); };
+  const double tokens = static_cast<double>(steps * options_.train.batch * options_.train.sequence);
+  metrics_->append({{"event", "end"},
+                    {"step", step_},
+                    {"steps", steps},
+                    {"seconds", wall},
+                    {"compute_seconds", seconds(Trace::Kind::compute)},
+                    {"communication_seconds", seconds(Trace::Kind::communication)},
+                    {"data_wait_seconds", seconds(Trace::Kind::data_wait)},
+                    {"checkpoint_seconds", seconds(Trace::Kind::checkpoint)}});
+  if (!log_.speaks() || steps == 0) return;
+  log_.info(fmt::format(
+      "end      step {}, {:.0f} tokens in {:.1f} s; this rank: math {:.0f}%, communication {:.0f}%, data {:.0f}%, "
+      "checkpoints {:.0f}%; {:.1f} GFLOP/s a rank",
+      step_, tokens, wall, 100 * seconds(Trace::Kind::compute) / wall, 100 * seconds(Trace::Kind::communication) / wall,
+      100 * seconds(Trace::Kind::data_wait) / wall, 100 * seconds(Trace::Kind::checkpoint) / wall,
+      1e-9 * tokens * options_.model.training_flops_per_token() / wall / grid_.world->size()));
+  std::vector<Trace::Entry> entries = trace_.entries();
+  std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.seconds > b.seconds; });
+  for (std::size_t i = 0; i < std::min<std::size_t>(entries.size(), 8); ++i) {
+    log_.info(fmt::format("  {:<28} {:>8} calls {:>8.2f} s {:>4.0f}%", entries[i].name, entries[i].calls, entries[i].seconds,
+                          100 * entries[i].seconds / wall));
+  }
+}
+
+}  // namespace dm

@@ -1,0 +1,96 @@
+// Loading on one rank of a tensor group and sharing with the others.
+#include "launch/training_data.h"
+
+#include <fmt/format.h>
+
+namespace dm {
+
+DataSources DataSources::open(const TrainOptions::Data& options) {
+  if (options.train.empty()) fail("no training data; name .jsonl.zst or .jsonl files with --data.train", ExitCode::usage);
+  DataSources sources;
+  sources.tokenizer = make_tokenizer(options.tokenizer);
+  sources.train = expand_files(options.train);
+  sources.valid = expand_files(options.valid);
+  sources.fingerprint = DataFingerprint::of(sources.train, *sources.tokenizer, options.holdout);
+  if (!sources.valid.empty()) {
+    if (options.holdout > 0) fail("--data.valid and --data.holdout exclude each other; give one", ExitCode::usage);
+    require_disjoint(sources.fingerprint, DataFingerprint::of(sources.valid, *sources.tokenizer));
+  }
+  return sources;
+}
+
+TrainingData::TrainingData(const TrainOptions& options, const DataSources& sources, Grid& grid, const DataState& start)
+    : options_(options), sources_(sources), grid_(grid), state_(start) {
+  const std::int64_t share = options.train.batch / grid.data->size(), tokens = share * options.train.sequence;
+  step_.count = share;
+  step_.tokens.resize(static_cast<std::size_t>(tokens));
+  step_.targets.resize(static_cast<std::size_t>(tokens));
+  if (grid.tensor->rank() == 0) loader_ = std::make_unique<Loader>(loader_options(/*training=*/true), start);
+}
+
+LoaderOptions TrainingData::loader_options(bool training) const {
+  const bool from_valid_files = !training && !sources_.valid.empty();
+  const TrainOptions::Data& data = options_.data;
+  return {.source = {.files = from_valid_files ? sources_.valid : sources_.train,
+                     .on_error = parse_on_error(data.on_error),
+                     .split = data.holdout == 0 ? Split::all
+                              : training        ? Split::train
+                                                : Split::valid,
+                     .holdout = data.holdout,
+                     .repeat = training},
+          .tokenizer = sources_.tokenizer,
+          .vocabulary = options_.model.vocabulary,
+          .sequence = options_.train.sequence,
+          .batch = training ? options_.train.batch : options_.train.valid_sequences,
+          .rank = grid_.data->rank(),
+          .world = grid_.data->size(),
+          .threads = data.threads,
+          .prefetch = training ? data.prefetch : 1};
+}
+
+void TrainingData::share(Stream& stream, Sequences& sequences) const {
+  const std::int64_t tokens = sequences.count * options_.train.sequence;
+  grid_.tensor->broadcast(stream, Tensor::of(sequences.tokens.data(), {tokens}), 0);
+  grid_.tensor->broadcast(stream, Tensor::of(sequences.targets.data(), {tokens}), 0);
+}
+
+Sequences& TrainingData::next(Stream& stream, const Log& log) {
+  if (loader_) {
+    const Trace::Range wait(stream.trace(), "data", Trace::Kind::data_wait);
+    StepBatch batch = loader_->next().value();  // training data repeats for ever
+    step_.tokens = std::move(batch.tokens);
+    step_.targets = std::move(batch.targets);
+    state_ = batch.after;
+    if (grid_.world->rank() == 0) {
+      for (const std::string& sentence : batch.skipped) log.warn("skipped: " + sentence);
+    }
+  }
+  share(stream, step_);
+  return step_;
+}
+
+Sequences& TrainingData::validation(Stream& stream) {
+  if (validation_) return *validation_;
+  validation_.emplace();
+  if (!has_validation()) return *validation_;
+  const std::int64_t wanted = options_.train.valid_sequences;
+  validation_->count = wanted / grid_.data->size();
+  const auto tokens = static_cast<std::size_t>(validation_->count * options_.train.sequence);
+  validation_->tokens.resize(tokens);
+  validation_->targets.resize(tokens);
+  if (grid_.tensor->rank() == 0) {
+    std::optional<StepBatch> batch = Loader(loader_options(/*training=*/false)).next();
+    if (!batch) {
+      fail(fmt::format(
+               "the validation data has fewer than {} sequences of {} tokens; lower --train.valid_sequences or give more",
+               wanted, options_.train.sequence),
+           ExitCode::usage);
+    }
+    validation_->tokens = std::move(batch->tokens);
+    validation_->targets = std::move(batch->targets);
+  }
+  share(stream, *validation_);
+  return *validation_;
+}
+
+}  // namespace dm

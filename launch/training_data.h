@@ -1,0 +1,63 @@
+// The batches of a run as every rank of the grid sees them, its fingerprint, and the validation set.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "dataloader/fingerprint.h"
+#include "dataloader/loader.h"
+#include "launch/train_options.h"
+#include "parallel/grid.h"
+#include "runtime/log.h"
+
+namespace dm {
+
+/// This rank's sequences of one step: [count, T] each, the same on all ranks of a tensor group.
+struct Sequences {
+  std::int64_t count = 0;
+  std::vector<std::int32_t> tokens;
+  std::vector<std::int32_t> targets;
+};
+
+/// The files, tokenizer and identity of a run's data: known before anything is read.
+struct DataSources {
+  std::vector<std::filesystem::path> train, valid;
+  std::shared_ptr<const Tokenizer> tokenizer;
+  DataFingerprint fingerprint;
+
+  /// Throws Error (usage) for patterns without a match, empty files, a file that is both trained on and held out.
+  static DataSources open(const TrainOptions::Data& options);
+};
+
+/// In each tensor group the first rank loads and the others receive. A failure to read is thrown on the ranks that load.
+class TrainingData {
+ public:
+  /// `options.model.vocabulary` is known; reading starts at `start`. `grid` outlives the data.
+  TrainingData(const TrainOptions& options, const DataSources& sources, Grid& grid, const DataState& start);
+
+  /// The next training step. Collective over the tensor group. What was skipped goes to `log` (rank 0 of the grid).
+  Sequences& next(Stream& stream, const Log& log);
+  /// After the steps that next() has given; the same on every rank that loads, kept by rank 0 in checkpoints.
+  const DataState& state() const { return state_; }
+
+  /// This rank's part of the first train.valid_sequences validation sequences, read once; empty without validation data.
+  Sequences& validation(Stream& stream);
+  bool has_validation() const { return !sources_.valid.empty() || options_.data.holdout > 0; }
+
+ private:
+  LoaderOptions loader_options(bool training) const;
+  void share(Stream& stream, Sequences& sequences) const;
+
+  const TrainOptions& options_;
+  const DataSources& sources_;
+  Grid& grid_;
+  std::unique_ptr<Loader> loader_;  // on the first rank of each tensor group
+  DataState state_;
+  Sequences step_;
+  std::optional<Sequences> validation_;
+};
+
+}  // namespace dm
