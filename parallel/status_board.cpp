@@ -69,18 +69,28 @@ std::string each(const Ranks& ranks, const Chosen& chosen, const Sentence& sente
   return text;
 }
 
+/// The call after the last one of `late` in which somebody waits; null when nobody is ahead of it.
+const RankStatus* next_call(const Ranks& ranks, const RankStatus& late) {
+  const RankStatus* next = nullptr;
+  for (const RankStatus& rank : ranks) {
+    if (rank.sequence > late.sequence && (!next || rank.sequence < next->sequence)) next = &rank;
+  }
+  return next;
+}
+
 std::string name_missing(const Ranks& ranks) {
-  const auto by_sequence = [](const RankStatus& a, const RankStatus& b) { return a.sequence < b.sequence; };
-  const RankStatus& ahead = *std::max_element(ranks.begin(), ranks.end(), by_sequence);
-  const auto outside = [](const RankStatus& r) { return !r.inside; };
-  const auto late = [&](const RankStatus& r) { return !r.inside && r.sequence < ahead.sequence; };
   const auto where = [](const RankStatus& r) {
-    return fmt::format("(left {} {:.1f} s ago; {})", describe_call(r), r.unchanged_seconds, describe_place(r));
+    return fmt::format("it left {} {:.1f} s ago, {}", describe_call(r), r.unchanged_seconds, describe_place(r));
   };
   const std::string text = each(
-      ranks, late, [&](const RankStatus& r) { return fmt::format("never entered {} {}", describe_call(ahead), where(r)); });
+      ranks, [&](const RankStatus& r) { return !r.inside && next_call(ranks, r); },
+      [&](const RankStatus& r) {
+        return fmt::format("never entered {}: {}", describe_call(*next_call(ranks, r)), where(r));
+      });
   if (!text.empty()) return text;
-  return each(ranks, outside, [&](const RankStatus& r) { return "is in no collective " + where(r); });
+  return each(
+      ranks, [](const RankStatus& r) { return !r.inside; },
+      [&](const RankStatus& r) { return "is in no collective: " + where(r); });
 }
 
 /// All ranks are inside: those whose call is not that of the most ranks, or that are behind.

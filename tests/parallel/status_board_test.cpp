@@ -35,8 +35,8 @@ TEST(Culprits, ARankThatNeverEnteredIsNamedAndThoseThatWaitForItAreNot) {
                                       rank_in(16, "all_reduce", true, "tensor"), rank_in(15, "barrier", false)};
   EXPECT_EQ(
       name_culprits(ranks, 10),
-      "rank 3 (node1) never entered collective 17 (all_reduce of group data, 4096 bytes) (left collective 15 (barrier of "
-      "group world, 4096 bytes) 12.3 s ago; step 5, phase forward)");
+      "rank 3 (node1) never entered collective 16 (all_reduce of group tensor, 4096 bytes): it left collective 15 (barrier "
+      "of group world, 4096 bytes) 12.3 s ago, step 5, phase forward");
 }
 
 TEST(Culprits, TheDeadComeFirst) {
@@ -67,7 +67,7 @@ TEST(Culprits, ThenThoseWithoutASignOfLife) {
 
 TEST(Culprits, ARankThatLeftWhatOthersAreStillIn) {
   const std::vector<RankStatus> ranks{rank_in(17, "broadcast", false), rank_in(17, "broadcast", true)};
-  EXPECT_EQ(name_culprits(ranks, 10).find("rank 0 (node1) is in no collective (left collective 17"), 0u);
+  EXPECT_EQ(name_culprits(ranks, 10).find("rank 0 (node1) is in no collective: it left collective 17"), 0u);
 }
 
 TEST(Culprits, TheOneThatCallsSomethingElse) {

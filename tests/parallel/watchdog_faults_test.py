@@ -15,7 +15,7 @@ KILLED_BY_MPIRUN = 137  # mpirun's own exit code is that of the first process th
 
 # fault: (exit code, what stderr must say, how many tables)
 FAULTS = {
-    "Hang": (75, RANK_1 + r"never entered collective \d+ \(.*\) \(left collective .*; step 3, phase backward\)", 1),
+    "Hang": (75, RANK_1 + r"never entered collective \d+ .*: it left collective .*, step 3, phase backward$", 1),
     "Kill": (KILLED_BY_MPIRUN, RANK_1 + r"died after collective \d+ .* step 3, phase reduce", 1),
     "KillWhileOthersCompute": (KILLED_BY_MPIRUN, RANK_1 + "died after collective", 1),
     "Stop": (75, RANK_1 + "gave no sign of life", 1),
