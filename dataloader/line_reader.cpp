@@ -14,8 +14,10 @@ simdjson::error_code visit(simdjson::ondemand::value value) {
   simdjson::ondemand::json_type type;
   if (const auto error = value.type().get(type)) return error;
   switch (type) {
-    case simdjson::ondemand::json_type::object:
-      for (auto field : value.get_object()) {
+    case simdjson::ondemand::json_type::object: {
+      simdjson::ondemand::object object;
+      if (const auto error = value.get_object().get(object)) return error;
+      for (auto field : object) {
         std::string_view key;
         if (const auto error = field.unescaped_key().get(key)) return error;
         simdjson::ondemand::value inner;
@@ -23,21 +25,28 @@ simdjson::error_code visit(simdjson::ondemand::value value) {
         if (const auto error = visit(inner)) return error;
       }
       return simdjson::SUCCESS;
-    case simdjson::ondemand::json_type::array:
-      for (auto element : value.get_array()) {
+    }
+    case simdjson::ondemand::json_type::array: {
+      simdjson::ondemand::array array;
+      if (const auto error = value.get_array().get(array)) return error;
+      for (auto element : array) {
         simdjson::ondemand::value inner;
         if (const auto error = element.get(inner)) return error;
         if (const auto error = visit(inner)) return error;
       }
       return simdjson::SUCCESS;
+    }
     case simdjson::ondemand::json_type::number:
       return value.get_number().error();
     case simdjson::ondemand::json_type::string:
       return value.get_string().error();
     case simdjson::ondemand::json_type::boolean:
       return value.get_bool().error();
-    case simdjson::ondemand::json_type::null:
-      return value.is_null() ? simdjson::SUCCESS : simdjson::N_ATOM_ERROR;
+    case simdjson::ondemand::json_type::null: {
+      bool is_null = false;
+      if (const auto error = value.is_null().get(is_null)) return error;
+      return is_null ? simdjson::SUCCESS : simdjson::N_ATOM_ERROR;
+    }
   }
   return simdjson::UNEXPECTED_ERROR;
 }
@@ -102,8 +111,6 @@ std::string LineParser::parse(std::string& line, std::string& text) {
     const auto error = value.get_string().get(view);
     if (error == simdjson::INCORRECT_TYPE) return "\"text\" is not a string";
     if (error) return not_json(error);
-    // A lone surrogate escape (\udc00) unescapes to bytes that are no UTF-8.
-    if (!simdjson::validate_utf8(view)) return "invalid UTF-8 after unescaping \"text\"";
     text.assign(view);
   }
   if (document.current_location().error() != simdjson::OUT_OF_BOUNDS) return not_json(simdjson::TRAILING_CONTENT);

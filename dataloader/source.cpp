@@ -75,7 +75,8 @@ struct DocumentSource::Impl {
   bool whole_pass;
   bool found_document = false;
   bool resuming;  ///< `start` lies inside a document, which must be the next unit.
-  std::atomic<bool> ended = false;
+  bool ended = false;
+  std::atomic<bool> stopped = false;
   std::optional<LineReader> reader;
   LineParser parser;
   std::string line;
@@ -106,7 +107,7 @@ void DocumentSource::Impl::open_file() {
 /// Passes the units before `start` without parsing; they are in its counters already.
 void DocumentSource::Impl::fast_forward() {
   while (reader->offset() < start.offset || reader->line() < start.line) {
-    if (ended) return;
+    if (stopped) return;
     const std::int64_t frame = reader->frame();
     DataState unit = at;
     unit.line = reader->line();
@@ -134,7 +135,7 @@ void DocumentSource::Impl::next_file() {
   found_document = false;
   at.file = 0;
   ++at.epoch;
-  ended = ended || !options.repeat;
+  ended = !options.repeat;
 }
 
 void DocumentSource::Impl::bad_unit(std::int64_t& counter, const std::string& what, const DataState& unit,
@@ -186,12 +187,12 @@ DocumentSource::DocumentSource(SourceOptions options, const DataState& start)
 DocumentSource::~DocumentSource() = default;
 
 void DocumentSource::stop() {
-  impl_->ended = true;
+  impl_->stopped = true;
 }
 
 std::optional<Document> DocumentSource::next() {
   Impl& impl = *impl_;
-  while (!impl.ended) {
+  while (!impl.ended && !impl.stopped) {
     if (!impl.reader) impl.open_file();
     DataState unit = impl.at;
     unit.line = impl.reader->line();
@@ -204,7 +205,7 @@ std::optional<Document> DocumentSource::next() {
     } else {
       document = impl.take(status, unit, frame);
     }
-    if (std::exchange(impl.resuming, false) && !document && !impl.ended)
+    if (std::exchange(impl.resuming, false) && !document && !impl.stopped)
       fail(
           fmt::format("{}: line {} is no document to use, where the data state resumes inside one: files or options differ "
                       "from those the state was made with",
