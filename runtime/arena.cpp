@@ -9,7 +9,7 @@ namespace dm {
 Tensor Arena::allocate(Shape shape, DType dtype, std::string_view tag) {
   constexpr std::int64_t kAlignment = 256;
   const std::int64_t bytes = (shape.numel() * size_of(dtype) + kAlignment - 1) / kAlignment * kAlignment;
-  const bool planning = device_.kind == DeviceKind::plan;
+  const bool planning = device_.planned;
   if (!planning && top_ + bytes > buffer_.bytes()) {
     fail("the arena of " + std::to_string(buffer_.bytes()) + " bytes is exhausted by " + std::string(tag) + " " +
          to_string(shape) + ": the plan it was sized by ran another shape");

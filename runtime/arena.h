@@ -12,15 +12,15 @@
 
 namespace dm {
 
-/// Hands out tensors one after the other and takes them back in reverse, scope by scope. A planning arena (on the
-/// plan device) hands out tensors without memory and has no end: after a run of the real program on it, `peak()` is
+/// Hands out tensors one after the other and takes them back in reverse, scope by scope. A planning arena (on a
+/// planned device) hands out tensors without memory and has no end: after a run of the real program on it, `peak()` is
 /// the size in bytes that the real arena needs and `peak_by_tag()` its breakdown.
 ///
 /// Contents of a fresh tensor are undefined. Alignment 256 bytes. Throws Error when the arena is exhausted.
 class Arena {
  public:
-  /// A planning arena.
-  Arena() = default;
+  /// A planning arena for a device of that kind.
+  explicit Arena(DeviceKind kind = DeviceKind::cpu) : device_(Device::plan(kind)) {}
   /// An arena over `buffer`, which it owns.
   explicit Arena(Buffer buffer) : buffer_(std::move(buffer)), device_(buffer_.device()) {}
   Arena(const Arena&) = delete;
@@ -56,7 +56,7 @@ class Arena {
   using Live = std::pair<std::string_view, std::int64_t>;
 
   Buffer buffer_;
-  Device device_ = Device::plan();
+  Device device_;
   std::int64_t top_ = 0;
   std::int64_t peak_ = 0;
   std::vector<Live> live_;     // planning only: what is allocated now

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <new>
 
+#include "runtime/cuda/cuda.h"
+
 namespace dm {
 namespace {
 
@@ -33,17 +35,34 @@ std::int64_t MemoryReport::total() const {
 }
 
 Buffer::Buffer(std::string name, std::int64_t bytes, Device device, MemoryReport& report)
-    : name_(std::move(name)), bytes_(bytes), device_(device) {
+    : Buffer(std::move(name), bytes, device, device.kind == DeviceKind::cuda ? Memory::device : Memory::host, report) {}
+
+Buffer Buffer::pinned(std::string name, std::int64_t bytes, MemoryReport& report) {
+  return Buffer(std::move(name), bytes, Device::cpu(), cuda::device_count() > 0 ? Memory::pinned : Memory::host, report);
+}
+
+Buffer::Buffer(std::string name, std::int64_t bytes, Device device, Memory memory, MemoryReport& report)
+    : name_(std::move(name)), bytes_(bytes), device_(device), memory_(memory) {
   require(bytes >= 0, "a buffer of negative size");
-  if (device.kind == DeviceKind::cpu && bytes > 0) {
-    data_ = ::operator new(static_cast<std::size_t>(bytes), kAlignment, std::nothrow);
-    if (!data_) {
-      fail("out of memory: cannot take " + std::to_string(bytes >> 20) + " MiB for " + name_ +
-           "; lower --train.micro_batch or --train.sequence, or use more tensor ranks");
+  if (bytes > 0 && !device.planned) {
+    switch (memory) {
+      case Memory::host:
+        data_ = ::operator new(static_cast<std::size_t>(bytes), kAlignment, std::nothrow);
+        if (data_) std::memset(data_, 0, static_cast<std::size_t>(bytes));
+        break;
+      case Memory::pinned:
+        data_ = cuda::allocate_pinned(bytes);
+        break;
+      case Memory::device:
+        data_ = cuda::allocate(device.index, bytes);
+        break;
     }
-    std::memset(data_, 0, static_cast<std::size_t>(bytes));
-  } else if (device.kind == DeviceKind::cuda) {
-    fail("this build has no CUDA backend; use --run.device cpu");
+    if (!data_) {
+      fail("out of memory on " + name_of(device) + ": cannot take " + std::to_string(bytes >> 20) + " MiB for " + name_ +
+           "; `densemamba plan` with the same options prints what the run needs: lower --train.micro_batch or "
+           "--train.sequence, "
+           "set --train.recompute block, or use more tensor ranks");
+    }
   }
   report_ = &report;
   report_->add(name_, bytes_);
@@ -51,7 +70,18 @@ Buffer::Buffer(std::string name, std::int64_t bytes, Device device, MemoryReport
 
 Buffer::~Buffer() {
   if (report_) report_->remove(name_, bytes_);
-  if (data_) ::operator delete(data_, kAlignment);
+  if (!data_) return;
+  switch (memory_) {
+    case Memory::host:
+      ::operator delete(data_, kAlignment);
+      break;
+    case Memory::pinned:
+      cuda::release_pinned(data_);
+      break;
+    case Memory::device:
+      cuda::release(device_.index, data_);
+      break;
+  }
 }
 
 void Buffer::swap(Buffer& other) noexcept {
@@ -59,6 +89,7 @@ void Buffer::swap(Buffer& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
   std::swap(device_, other.device_);
+  std::swap(memory_, other.memory_);
   std::swap(report_, other.report_);
 }
 

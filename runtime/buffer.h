@@ -24,12 +24,14 @@ class MemoryReport {
 };
 
 /// Move-only owner of `bytes` of zeroed memory on `device`, 256-byte aligned, counted in `report` under `name`
-/// until it is destroyed. On the plan device it counts and holds nothing. `report` must outlive the buffer.
+/// until it is destroyed. On a planned device it counts and holds nothing. `report` must outlive the buffer.
 /// Throws Error that names the buffer and its size when memory is short.
 class Buffer {
  public:
   Buffer() = default;
   Buffer(std::string name, std::int64_t bytes, Device device, MemoryReport& report);
+  /// Host memory, page-locked where there is a GPU to copy to or from.
+  static Buffer pinned(std::string name, std::int64_t bytes, MemoryReport& report);
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
     Buffer moved(std::move(other));
@@ -46,12 +48,15 @@ class Buffer {
   Tensor tensor(Shape shape, DType dtype) const;
 
  private:
+  enum class Memory : std::uint8_t { host, pinned, device };
+  Buffer(std::string name, std::int64_t bytes, Device device, Memory memory, MemoryReport& report);
   void swap(Buffer& other) noexcept;
 
   std::string name_;
   void* data_ = nullptr;
   std::int64_t bytes_ = 0;
   Device device_;
+  Memory memory_ = Memory::host;
   MemoryReport* report_ = nullptr;
 };
 

@@ -6,31 +6,28 @@
 
 namespace dm {
 
-/// `plan` is the device of a planning run: tensors there have a shape and no memory, and every op checks its
-/// shapes and returns. Running the unchanged model on it gives the exact size of the arena before a byte is taken.
-enum class DeviceKind : std::uint8_t { cpu, cuda, plan };
+enum class DeviceKind : std::uint8_t { cpu, cuda };
 
+/// A device may be planned: tensors there have a shape and no memory, and every op checks its shapes and returns. Running
+/// the unchanged model on it gives the exact size of the arena before a byte is taken, also for a GPU that this machine does
+/// not have.
 struct Device {
   DeviceKind kind = DeviceKind::cpu;
-  int index = 0;  ///< The CUDA device ordinal; 0 otherwise. Never a rank.
+  int index = 0;         ///< The CUDA device ordinal; 0 otherwise. Never a rank.
+  bool planned = false;  ///< Only on paper.
 
-  static constexpr Device cpu() { return {DeviceKind::cpu, 0}; }
-  static constexpr Device cuda(int index) { return {DeviceKind::cuda, index}; }
-  static constexpr Device plan() { return {DeviceKind::plan, 0}; }
+  static constexpr Device cpu() { return {}; }
+  static constexpr Device cuda(int index) { return {DeviceKind::cuda, index, false}; }
+  /// The planned twin of a device.
+  static constexpr Device plan(DeviceKind kind = DeviceKind::cpu) { return {kind, 0, true}; }
 
   friend constexpr bool operator==(const Device&, const Device&) = default;
 };
 
+/// "cpu", "cuda:0", "planned cpu"
 inline std::string name_of(const Device& device) {
-  switch (device.kind) {
-    case DeviceKind::cpu:
-      return "cpu";
-    case DeviceKind::cuda:
-      return "cuda:" + std::to_string(device.index);
-    case DeviceKind::plan:
-      return "plan";
-  }
-  return "?";
+  const std::string name = device.kind == DeviceKind::cpu ? "cpu" : "cuda:" + std::to_string(device.index);
+  return device.planned ? "planned " + name : name;
 }
 
 }  // namespace dm

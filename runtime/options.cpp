@@ -90,7 +90,7 @@ Overload(Cases...) -> Overload<Cases...>;
 
 std::string nearest_name(std::string_view word, const std::vector<std::string>& names) {
   std::string nearest;
-  std::size_t best = std::clamp<std::size_t>((word.size() + 1) / 3, 1, 3) + 1;
+  std::size_t best = std::clamp<std::size_t>((word.size() + 2) / 3, 1, 3) + 1;
   for (const std::string& name : names) {
     const std::string_view whole = name, last = whole.substr(whole.rfind('.') + 1);
     const std::size_t distance = std::min(edit_distance(word, whole), edit_distance(word, last));
@@ -236,12 +236,23 @@ void OptionTable::parse_config(std::string_view text, const std::string& name) {
 }
 
 void OptionTable::read_config_file(const std::string& name) {
-  std::filesystem::path path = name;
-  if (!presets_.empty() && name.find('/') == std::string::npos && !std::filesystem::exists(path))
-    path = presets_ / (name.ends_with(".cfg") ? name : name + ".cfg");
+  namespace fs = std::filesystem;
+  fs::path path = name;
+  if (name.find('/') == std::string::npos && !fs::exists(path)) {
+    std::vector<std::string> presets;
+    std::error_code absent;
+    for (const auto& entry : fs::directory_iterator(presets_, absent)) presets.push_back(entry.path().stem().string());
+    const std::string preset = path.extension() == ".cfg" ? path.stem().string() : name;
+    if (std::find(presets.begin(), presets.end(), preset) == presets.end()) {
+      const std::string nearest = nearest_name(preset, presets);
+      const std::string hint = nearest.empty() ? fmt::format("presets lie in '{}'", presets_.string())
+                                               : fmt::format("did you mean '{}'?", nearest);
+      fail_usage(fmt::format("--config {}: no such file or preset; {}", name, hint));
+    }
+    path = presets_ / (preset + ".cfg");
+  }
   std::ifstream file(path, std::ios::binary);
-  if (!file || std::filesystem::is_directory(path))
-    fail_usage(fmt::format("--config {}: cannot read '{}'", name, path.string()));
+  if (!file || fs::is_directory(path)) fail_usage(fmt::format("--config {}: cannot read '{}'", name, path.string()));
   const std::string text{std::istreambuf_iterator<char>(file), {}};
   parse_config(text, path.string());
 }

@@ -1,0 +1,44 @@
+// CUDA's own handles behind a Stream; for .cu files and the NCCL communicator.
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <source_location>
+#include <string>
+
+#include "runtime/error.h"
+#include "runtime/stream.h"
+
+namespace dm::cuda {
+
+struct NativeStream {
+  int device = 0;
+  cudaStream_t stream = nullptr;
+  cublasLtHandle_t blas = nullptr;
+  void* workspace = nullptr;  ///< Of cuBLASLt's algorithms; one product at a time uses it.
+  std::size_t workspace_bytes = 0;
+};
+
+/// The handles of a stream on a CUDA device.
+inline NativeStream& native(Stream& stream) {
+  return *stream.native();
+}
+
+inline void check(cudaError_t status, const char* expression, std::source_location where) {
+  if (status == cudaSuccess) [[likely]]
+    return;
+  throw Error(std::string(expression) + ": " + cudaGetErrorString(status), ExitCode::retryable, where);
+}
+inline void check(cublasStatus_t status, const char* expression, std::source_location where) {
+  if (status == CUBLAS_STATUS_SUCCESS) [[likely]]
+    return;
+  throw Error(std::string(expression) + ": " + cublasLtGetStatusString(status), ExitCode::retryable, where);
+}
+
+}  // namespace dm::cuda
+
+/// Throws Error with the expression, CUDA's or cuBLAS's words and the place. After a kernel launch:
+/// CUDA_CHECK(cudaGetLastError()).
+#define CUDA_CHECK(expression) ::dm::cuda::check((expression), #expression, std::source_location::current())
