@@ -37,8 +37,17 @@ inline std::string bytes_of_file(const std::filesystem::path& path) {
   return {std::istreambuf_iterator<char>(stream), {}};
 }
 
+/// A new file in place of the old one: to truncate one makes some file systems flush it, which takes milliseconds.
 inline void write_bytes(const std::filesystem::path& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+  std::filesystem::remove(path);
+  std::ofstream(path, std::ios::binary) << bytes;
+}
+
+/// Overwrites one byte in place.
+inline void set_byte(const std::filesystem::path& path, std::size_t at, char value) {
+  std::fstream stream(path, std::ios::binary | std::ios::in | std::ios::out);
+  stream.seekp(static_cast<std::streamoff>(at));
+  stream.put(value);
 }
 
 /// Every file below `directory` by relative name; directories have the content "/".
