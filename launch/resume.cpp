@@ -7,8 +7,10 @@
 
 #include "parallel/checkpoint.h"
 #include "runtime/error.h"
+#include "runtime/options.h"
 
 namespace dm {
+namespace fs = std::filesystem;
 namespace {
 
 /// Keys whose change makes another training run of the same model.
@@ -16,11 +18,37 @@ bool shapes_training(const std::string& key) {
   return key.starts_with("optimizer.") || key == "train.batch" || key == "train.sequence" || key == "train.steps";
 }
 
+/// The newest intact checkpoint under `directory`; nothing when it has none at all.
+std::optional<fs::path> newest_of(const fs::path& directory, const Log& log) {
+  std::optional<fs::path> newest = newest_intact_checkpoint(directory, log);
+  if (!newest && !list_checkpoints(directory).empty()) {
+    fail(fmt::format(
+        "every checkpoint under {} is damaged; `densemamba verify` says how; to start over choose another --run.dir",
+        directory.string()));
+  }
+  return newest;
+}
+
+/// What the path given to --resume means for a run whose own checkpoints are under `directory`.
+fs::path checkpoint_at(const fs::path& path, const fs::path& directory, const Log& log) {
+  if (!fs::is_directory(path)) fail(fmt::format("--resume {}: there is no such directory", path.string()), ExitCode::usage);
+  const fs::path inside = path / "checkpoints";
+  const std::optional<fs::path> chosen = fs::is_directory(inside) ? newest_of(inside, log) : path;
+  if (!chosen) fail(fmt::format("--resume {}: the run has no checkpoint", path.string()), ExitCode::usage);
+  if (fs::is_directory(inside) && fs::equivalent(inside, directory)) return *chosen;
+  const std::vector<fs::path> own = list_checkpoints(directory);
+  if (!own.empty() && !fs::equivalent(*chosen, own.front())) {
+    fail(fmt::format("--resume {}: {} goes on from {}; go on from that (--resume auto) or start in another --run.dir",
+                     path.string(), directory.parent_path().string(), own.front().filename().string()),
+         ExitCode::usage);
+  }
+  return *chosen;
+}
+
 }  // namespace
 
-std::optional<std::filesystem::path> choose_checkpoint(const std::string& resume, const std::filesystem::path& run_directory,
-                                                       const Log& log) {
-  std::filesystem::path directory = run_directory / "checkpoints";
+std::optional<fs::path> choose_checkpoint(const std::string& resume, const fs::path& run_directory, const Log& log) {
+  const fs::path directory = run_directory / "checkpoints";
   if (resume == "none") {
     if (!list_checkpoints(directory).empty()) {
       fail(fmt::format("{} has checkpoints; go on from them (--resume auto) or start in another --run.dir",
@@ -29,20 +57,10 @@ std::optional<std::filesystem::path> choose_checkpoint(const std::string& resume
     }
     return std::nullopt;
   }
-  if (resume != "auto" && resume != "must") {
-    if (!std::filesystem::is_directory(resume))
-      fail(fmt::format("--resume {}: there is no such directory", resume), ExitCode::usage);
-    if (!std::filesystem::is_directory(std::filesystem::path(resume) / "checkpoints")) return resume;
-    directory = std::filesystem::path(resume) / "checkpoints";
-  }
-  std::optional<std::filesystem::path> newest = newest_intact_checkpoint(directory, log);
-  if (!newest && !list_checkpoints(directory).empty()) {
-    fail(fmt::format(
-        "every checkpoint under {} is damaged; `densemamba verify` says how; to start over choose another --run.dir",
-        directory.string()));
-  }
-  if (!newest && resume != "auto")
-    fail(fmt::format("{} has no checkpoint to resume from", directory.string()), ExitCode::usage);
+  if (resume != "auto" && resume != "must") return checkpoint_at(resume, directory, log);
+  std::optional<fs::path> newest = newest_of(directory, log);
+  if (!newest && resume == "must")
+    fail(fmt::format("--resume must: {} has no checkpoint", run_directory.string()), ExitCode::usage);
   return newest;
 }
 
@@ -53,7 +71,8 @@ std::vector<std::string> compare_options(const std::vector<std::pair<std::string
   for (const auto& [key, value] : now) {
     const auto at = std::find_if(then.begin(), then.end(), [&](const auto& entry) { return entry.first == key; });
     if (at == then.end() || at->second == value) continue;
-    const std::string line = fmt::format("{}: {} → {}", key, at->second.empty() ? "(none)" : at->second, value);
+    const auto shown = [](const std::string& text) { return text.empty() ? "(none)" : text; };
+    const std::string line = fmt::format("{}: {} → {}", key, shown(at->second), shown(value));
     differences.push_back(line);
     if (key.starts_with("model.")) architecture.push_back(line);
     if (shapes_training(key) && std::find(overrides.begin(), overrides.end(), key) == overrides.end())
@@ -70,6 +89,22 @@ std::vector<std::string> compare_options(const std::vector<std::pair<std::string
          ExitCode::usage);
   }
   return differences;
+}
+
+void check_overrides(const std::vector<std::pair<std::string, std::string>>& options,
+                     const std::vector<std::string>& overrides) {
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : options) {
+    if (shapes_training(key)) keys.push_back(key);
+  }
+  for (const std::string& key : overrides) {
+    if (std::find(keys.begin(), keys.end(), key) != keys.end()) continue;
+    const std::string nearest = nearest_name(key, keys);
+    fail(fmt::format("--override {}: not a key that needs it{}; those are optimizer.*, train.batch, train.sequence and "
+                     "train.steps",
+                     key, nearest.empty() ? "" : fmt::format(" (did you mean {}?)", nearest)),
+         ExitCode::usage);
+  }
 }
 
 }  // namespace dm

@@ -13,7 +13,9 @@ namespace dm {
 
 /// `resume` is auto (the newest intact checkpoint of the run, if any), must (the same, or an Error), none (a run directory
 /// that has checkpoints is refused: nothing is silently started over), or the path of a checkpoint or of a run directory.
-/// Throws Error when every checkpoint of the run is damaged. Rank 0 calls it.
+/// A path that is not the run's own newest checkpoint begins a run: a run directory that has checkpoints is refused, because
+/// its later ones would be taken for those of the new history. Throws Error when every checkpoint of the run is damaged.
+/// Rank 0 calls it.
 std::optional<std::filesystem::path> choose_checkpoint(const std::string& resume, const std::filesystem::path& run_directory,
                                                        const Log& log);
 
@@ -23,5 +25,9 @@ std::optional<std::filesystem::path> choose_checkpoint(const std::string& resume
 std::vector<std::string> compare_options(const std::vector<std::pair<std::string, std::string>>& then,
                                          const std::vector<std::pair<std::string, std::string>>& now,
                                          const std::vector<std::string>& overrides);
+
+/// Throws Error (usage) naming an element of `overrides` that is no key for which --override means anything.
+void check_overrides(const std::vector<std::pair<std::string, std::string>>& options,
+                     const std::vector<std::string>& overrides);
 
 }  // namespace dm

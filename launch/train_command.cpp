@@ -1,4 +1,6 @@
 // `densemamba train`: MPI up, grid, trainer; and the end of the whole job when any rank fails.
+#include <unistd.h>
+
 #include <chrono>
 #include <cstdlib>
 #include <fstream>
@@ -22,13 +24,29 @@ bool is_first_process() {
   return rank == nullptr || std::string_view(rank) == "0";
 }
 
-void train(TrainOptions& options, const OptionTable& table) {
-  // In this order: the watchdog is told of the end, also by an exception, before the communicators go.
-  Watchdog watchdog;
+/// Before there is a board to claim the end of the job on, all ranks find the same fault: the first process says it and
+/// ends the job while the others wait for that, and speak only when it does not come.
+void let_first_process_speak() {
+  if (!is_first_process()) std::this_thread::sleep_for(std::chrono::seconds(3));
+}
+
+/// Parses; false when there is nothing left to do.
+bool parse(OptionTable& table, int argc, char** argv, const TrainOptions& options) {
+  try {
+    std::ofstream silence;
+    if (table.parse(argc, argv, is_first_process() ? std::cout : silence) != ParseOutcome::run) return false;
+    if (options.run.device == "cuda") fail("this build has no CUDA backend; use --run.device cpu or auto", ExitCode::usage);
+    return true;
+  } catch (...) {
+    let_first_process_speak();
+    throw;
+  }
+}
+
+void train(TrainOptions& options, const OptionTable& table, const StopSignal& stop, Watchdog& watchdog) {
   std::unique_ptr<Communicator> world = make_mpi_communicator(&watchdog);
   const Log log(world->rank() == 0,
                 fmt::format("densemamba: rank {} of {} on {}", world->rank(), world->size(), host_name()));
-  const StopSignal stop;
   FaultInjector faults(options.run.inject, world->rank());
   Grid grid = Grid::make(std::move(world), static_cast<int>(options.parallel.tensor));
   Trainer trainer({.options = options,
@@ -42,24 +60,32 @@ void train(TrainOptions& options, const OptionTable& table) {
   trainer.run();
 }
 
+/// In a catch block: one rank says what happened and ends the job.
+[[noreturn]] void end_job(const Watchdog& watchdog) {
+  if (!watchdog.is_watching()) {
+    let_first_process_speak();
+  } else if (!watchdog.claim_end()) {
+    for (;;) ::pause();  // the rank that speaks ends this process too, and so does this one's watchdog when that fails
+  }
+  MpiEnvironment::abort(report_current_exception());
+}
+
 }  // namespace
 
 int train_command(int argc, char** argv) {
   TrainOptions options;
   OptionTable table = make_train_table(options);
-  std::ofstream silence;
-  if (table.parse(argc, argv, is_first_process() ? std::cout : silence) != ParseOutcome::run) return 0;
-  if (options.run.device == "cuda") fail("this build has no CUDA backend; use --run.device cpu or auto", ExitCode::usage);
+  if (!parse(table, argc, argv, options)) return static_cast<int>(ExitCode::ok);
   use_one_blas_thread();  // ranks are the parallelism on CPUs
 
+  const StopSignal stop;  // first, so that a signal never finds the default handler
   const MpiEnvironment mpi(nullptr, nullptr);
+  Watchdog watchdog;
   try {
-    train(options, table);
-    return 0;
+    train(options, table, stop, watchdog);
+    return static_cast<int>(ExitCode::ok);
   } catch (...) {
-    // What all ranks found is said once: the first rank ends the job while the others wait for their turn.
-    if (!is_first_process()) std::this_thread::sleep_for(std::chrono::milliseconds(500));
-    MpiEnvironment::abort(report_current_exception());
+    end_job(watchdog);
   }
 }
 

@@ -45,11 +45,7 @@ void Trainer::open_data() {
   }
   options_.model.resolve();
   micro_batch_of(options_.train, grid_.data->size());
-  if (options_.train.valid_sequences % grid_.data->size() != 0) {
-    fail(fmt::format("--train.valid_sequences {} does not divide over {} data ranks", options_.train.valid_sequences,
-                     grid_.data->size()),
-         ExitCode::usage);
-  }
+  check_overrides(table_.values(), options_.override_keys);
 }
 
 void Trainer::open_run_directory() {
@@ -110,6 +106,7 @@ void Trainer::make_model() {
   record_.grid = grid_.describe();
   record_.build = build_description();
   data_.emplace(options_, sources_, grid_, record_.data_state);
+  run_on_all(*grid_.world, "validation data", [&] { data_->read_validation(); });
 }
 
 void Trainer::load(const Checkpoint& checkpoint) {
@@ -164,10 +161,11 @@ void Trainer::run() {
     const bool at_end = step_ == last || stopping;
     const std::int64_t valid_every = options_.train.valid_every, save_every = options_.checkpoint.every;
     if ((step_ == last || (valid_every > 0 && step_ % valid_every == 0)) && data_->has_validation()) validate();
-    if (at_end || (save_every > 0 && step_ % save_every == 0)) save();
-  }
-  if (failed_saves_ > 0) {
-    fail(fmt::format("the last checkpoint could not be saved; the newest is of step {}", saved_step_), ExitCode::retryable);
+    if (at_end) {
+      while (!save()) continue;  // until it throws
+    } else if (save_every > 0 && step_ % save_every == 0) {
+      save();
+    }
   }
   report_end();
 }
@@ -232,7 +230,8 @@ void Trainer::skip_update(const StepResult& result) {
   if (record_.nonfinite_steps > budget) {
     fail(fmt::format("{}; more than --train.nonfinite_budget {} updates were skipped; lower --optimizer.lr", what, budget));
   }
-  log_.info(fmt::format("{}: update skipped on all ranks ({} of {} allowed)", what, record_.nonfinite_steps, budget));
+  if (!log_.speaks()) return;
+  log_.warn(fmt::format("{}: update skipped on all ranks ({} of {} allowed)", what, record_.nonfinite_steps, budget));
 }
 
 Trainer::Interval Trainer::interval_now() const {
@@ -250,7 +249,7 @@ void Trainer::report_step(const StepResult& result, double lr, double seconds) {
                     {"tokens", tokens},
                     {"seconds", seconds},
                     {"tokens_per_second", static_cast<double>(tokens) / seconds},
-                    {"total_tokens", step_ * tokens},
+                    {"total_tokens", record_.data_state.tokens},
                     {"updated", result.updated}});
   if (step_ % options_.log.every == 0 || step_ == first_step_ + 1) print_step(result, lr);
 }
@@ -311,28 +310,38 @@ void Trainer::validate() {
                     {"seconds", now_seconds() - begin}});
 }
 
-void Trainer::save() {
+bool Trainer::save() {
   watchdog_.set_phase("save");
   const double begin = now_seconds();
+  const Trace::Range stall(stream_.trace(), "checkpoint", Trace::Kind::checkpoint);
+  std::filesystem::path path;
   try {
-    const Trace::Range stall(stream_.trace(), "checkpoint", Trace::Kind::checkpoint);
-    const std::filesystem::path path =
-        save_checkpoint(*grid_.world, checkpoints_, step_, optimizer_->pieces_to_save(), to_metadata(record_), faults_);
-    saved_step_ = step_;
-    failed_saves_ = 0;
-    if (grid_.world->rank() == 0) {
-      retain_checkpoints(checkpoints_, static_cast<int>(options_.checkpoint.keep), options_.checkpoint.keep_every, log_);
-    }
-    log_.info(fmt::format("saved {:>6}  {} in {:.2f} s", step_, path.string(), now_seconds() - begin));
-    metrics_->append(
-        {{"event", "checkpoint"}, {"step", step_}, {"path", path.filename().string()}, {"seconds", now_seconds() - begin}});
+    path = save_checkpoint(*grid_.world, checkpoints_, step_, optimizer_->pieces_to_save(), to_metadata(record_), faults_);
   } catch (const Error& error) {  // the same on every rank
-    if (++failed_saves_ >= options_.checkpoint.max_failures) throw;
-    if (log_.speaks()) {
-      log_.warn(fmt::format("{}; training goes on without it ({} of --checkpoint.max_failures {})", error.what(),
-                            failed_saves_, options_.checkpoint.max_failures));
-    }
     metrics_->append({{"event", "checkpoint_failed"}, {"step", step_}, {"error", error.what()}});
+    const std::int64_t allowed = options_.checkpoint.max_failures;
+    if (++failed_saves_ >= allowed) {
+      fail(fmt::format("{}; failed {} times in a row (--checkpoint.max_failures); {}", error.what(), failed_saves_,
+                       saved_step_ < 0 ? "nothing is saved" : fmt::format("the newest is of step {}", saved_step_)),
+           error.code());
+    }
+    if (log_.speaks()) log_.warn(fmt::format("{} (failure {} of {} in a row)", error.what(), failed_saves_, allowed));
+    return false;
+  }
+  saved_step_ = step_;
+  failed_saves_ = 0;
+  log_.info(fmt::format("saved {:>6}  {} in {:.2f} s", step_, path.string(), now_seconds() - begin));
+  metrics_->append(
+      {{"event", "checkpoint"}, {"step", step_}, {"path", path.filename().string()}, {"seconds", now_seconds() - begin}});
+  if (grid_.world->rank() == 0) remove_old_checkpoints();
+  return true;
+}
+
+void Trainer::remove_old_checkpoints() {
+  try {
+    retain_checkpoints(checkpoints_, static_cast<int>(options_.checkpoint.keep), options_.checkpoint.keep_every, log_);
+  } catch (const std::exception& error) {  // this rank's alone, and nothing that training needs
+    log_.warn(fmt::format("old checkpoints are not removed: {}", error.what()));
   }
 }
 

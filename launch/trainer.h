@@ -72,7 +72,9 @@ class Trainer {
   void print_step(const StepResult& result, double lr);
   void validate();
   double unigram_loss(const Sequences& sequences);
-  void save();
+  /// False when it failed and the run goes on without it; throws when it has failed too often in a row.
+  bool save();
+  void remove_old_checkpoints();
   bool stop_requested();
   void report_end();
   Interval interval_now() const;

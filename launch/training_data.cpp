@@ -1,6 +1,8 @@
 // Loading on one rank of a tensor group and sharing with the others.
 #include "launch/training_data.h"
 
+#include <utility>
+
 #include <fmt/format.h>
 
 namespace dm {
@@ -69,28 +71,32 @@ Sequences& TrainingData::next(Stream& stream, const Log& log) {
   return step_;
 }
 
-Sequences& TrainingData::validation(Stream& stream) {
-  if (validation_) return *validation_;
-  validation_.emplace();
-  if (!has_validation()) return *validation_;
-  const std::int64_t wanted = options_.train.valid_sequences;
-  validation_->count = wanted / grid_.data->size();
-  const auto tokens = static_cast<std::size_t>(validation_->count * options_.train.sequence);
-  validation_->tokens.resize(tokens);
-  validation_->targets.resize(tokens);
-  if (grid_.tensor->rank() == 0) {
-    std::optional<StepBatch> batch = Loader(loader_options(/*training=*/false)).next();
-    if (!batch) {
-      fail(fmt::format(
-               "the validation data has fewer than {} sequences of {} tokens; lower --train.valid_sequences or give more",
-               wanted, options_.train.sequence),
-           ExitCode::usage);
-    }
-    validation_->tokens = std::move(batch->tokens);
-    validation_->targets = std::move(batch->targets);
+void TrainingData::read_validation() {
+  if (!has_validation()) return;
+  const std::int64_t wanted = options_.train.valid_sequences, T = options_.train.sequence;
+  const int ranks = grid_.data->size();
+  if (wanted % ranks != 0) {
+    fail(fmt::format("--train.valid_sequences {} does not divide over {} data ranks; make it a multiple", wanted, ranks),
+         ExitCode::usage);
   }
-  share(stream, *validation_);
-  return *validation_;
+  validation_.count = wanted / ranks;
+  validation_.tokens.resize(static_cast<std::size_t>(validation_.count * T));
+  validation_.targets.resize(static_cast<std::size_t>(validation_.count * T));
+  if (grid_.tensor->rank() != 0) return;
+  std::optional<StepBatch> batch = Loader(loader_options(/*training=*/false)).next();
+  if (!batch) {
+    fail(fmt::format("the validation data has fewer than {} sequences of {} tokens; lower --train.valid_sequences or give "
+                     "more data",
+                     wanted, T),
+         ExitCode::usage);
+  }
+  validation_.tokens = std::move(batch->tokens);
+  validation_.targets = std::move(batch->targets);
+}
+
+Sequences& TrainingData::validation(Stream& stream) {
+  if (!std::exchange(validation_shared_, true)) share(stream, validation_);
+  return validation_;
 }
 
 }  // namespace dm

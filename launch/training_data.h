@@ -43,9 +43,12 @@ class TrainingData {
   /// After the steps that next() has given; the same on every rank that loads, kept by rank 0 in checkpoints.
   const DataState& state() const { return state_; }
 
-  /// This rank's part of the first train.valid_sequences validation sequences, read once; empty without validation data.
-  Sequences& validation(Stream& stream);
   bool has_validation() const { return !sources_.valid.empty() || options_.data.holdout > 0; }
+  /// Reads this rank's part of the first train.valid_sequences validation sequences, where there is validation data. Local.
+  /// Throws Error (usage) when there are too few, or they do not divide over the data ranks.
+  void read_validation();
+  /// What was read. Collective over the tensor group the first time.
+  Sequences& validation(Stream& stream);
 
  private:
   LoaderOptions loader_options(bool training) const;
@@ -57,7 +60,8 @@ class TrainingData {
   std::unique_ptr<Loader> loader_;  // on the first rank of each tensor group
   DataState state_;
   Sequences step_;
-  std::optional<Sequences> validation_;
+  Sequences validation_;
+  bool validation_shared_ = false;
 };
 
 }  // namespace dm

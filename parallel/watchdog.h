@@ -41,6 +41,11 @@ class Watchdog final : public CollectiveObserver {
   void start(Communicator& world, const std::filesystem::path& board, double timeout_seconds, const Log& log,
              std::function<void(int exit_code)> end_job);
 
+  bool is_watching() const { return board_.ranks() > 0; }
+  /// While it watches: true for the first rank that asks, which tells the user why the job ends and ends it. False when
+  /// another rank, or a watching thread, has begun to: then the job ends by itself.
+  bool claim_end() const { return board_.claim(rank_); }
+
   void entered(std::string_view op, std::string_view group, std::int64_t bytes) override;
   void left() override;
   /// The optimizer step, and what the rank does in it ("forward", "save", at most 24 characters), for the report.
