@@ -39,10 +39,10 @@ build() {
 }
 
 # Compiled first, so that the tests' own summary ends the output.
-wants gcc && build build -DCMAKE_BUILD_TYPE=Release
+if wants gcc; then build build; fi
 if wants clang; then
   if command -v clang++ >/dev/null; then
-    build build-clang -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER=clang++
+    build build-clang -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_CXX_FLAGS_RELEASE=-O0  # For its warnings; nothing is run.
   elif [ "$parts" = clang ]; then
     echo "clang++ is not installed: apt-get install clang" >&2
     exit 1
@@ -51,7 +51,7 @@ if wants clang; then
   fi
 fi
 if wants sanitize; then
-  build build-sanitize -DCMAKE_BUILD_TYPE=Release -DDM_SANITIZE=ON
+  build build-sanitize -DDM_SANITIZE=ON -DCMAKE_CXX_FLAGS_RELEASE=-O1  # Compiles in half the time of -O3.
   ctest --test-dir build-sanitize --output-on-failure --no-tests=error -j "$jobs" -LE slow
 fi
 if wants gcc; then

@@ -90,10 +90,12 @@ Overload(Cases...) -> Overload<Cases...>;
 
 std::string nearest_name(std::string_view word, const std::vector<std::string>& names) {
   std::string nearest;
-  std::size_t best = std::clamp<std::size_t>((word.size() + 2) / 3, 1, 3) + 1;
+  // In half edits: at equal distance a whole name is nearer than the part behind a dot.
+  std::size_t best = 2 * std::clamp<std::size_t>((word.size() + 2) / 3, 1, 3) + 2;
   for (const std::string& name : names) {
-    const std::string_view whole = name, last = whole.substr(whole.rfind('.') + 1);
-    const std::size_t distance = std::min(edit_distance(word, whole), edit_distance(word, last));
+    const std::size_t dot = name.rfind('.');
+    std::size_t distance = 2 * edit_distance(word, name);
+    if (dot != std::string::npos) distance = std::min(distance, 2 * edit_distance(word, name.substr(dot + 1)) + 1);
     if (distance < best) {
       best = distance;
       nearest = name;

@@ -123,8 +123,18 @@ TEST_F(OptionFiles, PresetsAreFoundByName) {
   OptionTable table = make_table(fields, directory_);
   parse(table, {"--config", "small"});
   EXPECT_EQ(fields.batch, 2);
-  const std::string absent = usage_error([&] { parse(table, {"--config", "absent"}); });
-  EXPECT_EQ(absent, "--config absent: cannot read '" + (directory_ / "absent.cfg").string() + "'");
+  fields.batch = 8;
+  parse(table, {"--config", "small.cfg"});
+  EXPECT_EQ(fields.batch, 2);
+  EXPECT_EQ(usage_error([&] {
+              parse(table, {"--config", "smal"});
+            }),
+            "--config smal: no such file or preset; did you mean 'small'?");
+  EXPECT_EQ(usage_error([&] {
+              parse(table, {"--config", "absent"});
+            }),
+            "--config absent: no such file or preset; presets lie in '" + directory_.string() + "'");
+  EXPECT_EQ(usage_error([&] { parse(table, {"--config", "./absent"}); }), "--config ./absent: cannot read './absent'");
   EXPECT_NE(usage_error([&] { parse(table, {"--config", directory_.c_str()}); }).find("cannot read"), std::string::npos);
 }
 
@@ -267,6 +277,7 @@ TEST(Options, NearestName) {
   EXPECT_EQ(nearest_name("trian", names), "train");
   EXPECT_EQ(nearest_name("tokeniser", names), "tokenizer");
   EXPECT_EQ(nearest_name("x", names), "");
+  EXPECT_EQ(nearest_name("hlep", {"optimizer.clip", "help"}), "help");
   EXPECT_EQ(nearest_name("", names), "");
 }
 
