@@ -101,6 +101,7 @@ NativeStreamPointer create_stream(int device) {
   require_device(device);
   NativeStreamPointer stream(new NativeStream);
   stream->device = device;
+  CUDA_CHECK(cudaDeviceGetAttribute(&stream->multiprocessors, cudaDevAttrMultiProcessorCount, device));
   CUDA_CHECK(cudaSetDevice(device));
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream->stream, cudaStreamNonBlocking));
   CUDA_CHECK(cublasLtCreate(&stream->blas));

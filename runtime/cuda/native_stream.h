@@ -4,7 +4,10 @@
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
+#include <array>
 #include <cstddef>
+#include <cstdint>
+#include <map>
 #include <source_location>
 #include <string>
 
@@ -13,12 +16,18 @@
 
 namespace dm::cuda {
 
+/// Everything that decides which algorithm a matrix product runs: sizes, strides, transposes, types, accumulation,
+/// alignment.
+using MatmulKey = std::array<std::int64_t, 12>;
+
 struct NativeStream {
   int device = 0;
+  int multiprocessors = 0;
   cudaStream_t stream = nullptr;
   cublasLtHandle_t blas = nullptr;
   void* workspace = nullptr;  ///< Of cuBLASLt's algorithms; one product at a time uses it.
   std::size_t workspace_bytes = 0;
+  std::map<MatmulKey, cublasLtMatmulAlgo_t> algorithms;  ///< Chosen at the first use of a product.
 };
 
 /// The handles of a stream on a CUDA device.

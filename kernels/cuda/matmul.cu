@@ -1,0 +1,134 @@
+// Matrix products by cuBLASLt: bf16 inputs with float32 sums, or float32 throughout; one algorithm a shape, chosen once.
+//
+// cuBLASLt thinks in column-major matrices. A row-major [rows, columns] matrix is the column-major [columns, rows] one with
+// the same stride, so C = op(A)·op(B) is asked for as Cᵀ = op(B)ᵀ·op(A)ᵀ: the inputs change places and nothing is copied.
+// The algorithm is the first of cuBLASLt's heuristic for the shape: a choice by timing could differ between runs, and with
+// it the bits.
+#include "kernels/matmul.h"
+#include "runtime/cuda/native_stream.h"
+
+namespace dm {
+
+namespace cuda {
+namespace {
+
+cudaDataType_t type_of(DType dtype) {
+  require(dtype == DType::f32 || dtype == DType::bf16, "matmul: float32 or bfloat16");
+  return dtype == DType::f32 ? CUDA_R_32F : CUDA_R_16BF;
+}
+
+char* data_of(const Matrix& matrix) {
+  return static_cast<char*>(matrix.tensor.data()) + matrix.offset * size_of(matrix.tensor.dtype());
+}
+
+/// Alignment of the first element in bytes, up to 16: what decides whether an algorithm may use wide accesses.
+std::int64_t alignment_of(const Matrix& matrix) {
+  const auto address = reinterpret_cast<std::uintptr_t>(data_of(matrix));
+  return address % 16 == 0 ? 16 : address % 8 == 0 ? 8 : address % 4 == 0 ? 4 : 2;
+}
+
+/// cuBLASLt's descriptors of one product, destroyed with the object. Host memory alone: making them takes about a
+/// microsecond.
+class Product {
+ public:
+  Product(const Matrix& a, Transpose transpose_a, const Matrix& b, Transpose transpose_b, const Matrix& c) {
+    CUDA_CHECK(cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    set_transpose(CUBLASLT_MATMUL_DESC_TRANSA, transpose_b);
+    set_transpose(CUBLASLT_MATMUL_DESC_TRANSB, transpose_a);
+    layout(first_, b);
+    layout(second_, a);
+    layout(result_, c);
+  }
+  ~Product() {
+    for (cublasLtMatrixLayout_t layout : {first_, second_, result_}) {
+      if (layout) cublasLtMatrixLayoutDestroy(layout);
+    }
+    if (operation_) cublasLtMatmulDescDestroy(operation_);
+  }
+  Product(const Product&) = delete;
+  Product& operator=(const Product&) = delete;
+
+  cublasLtMatmulAlgo_t choose(const NativeStream& native, const Matrix& a, const Matrix& b, const Matrix& c) const {
+    cublasLtMatmulPreference_t preference = nullptr;
+    CUDA_CHECK(cublasLtMatmulPreferenceCreate(&preference));
+    const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+      CUDA_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
+    };
+    set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<std::uint64_t>(native.workspace_bytes));
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<std::uint32_t>(alignment_of(b)));
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<std::uint32_t>(alignment_of(a)));
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<std::uint32_t>(alignment_of(c)));
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<std::uint32_t>(alignment_of(c)));
+    cublasLtMatmulHeuristicResult_t best{};
+    int found = 0;
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(native.blas, operation_, first_, second_, result_, result_,
+                                                                 preference, 1, &best, &found);
+    cublasLtMatmulPreferenceDestroy(preference);
+    CUDA_CHECK(status);
+    require(found == 1, "cuBLASLt has no algorithm for a matrix product");
+    return best.algo;
+  }
+
+  void run(const NativeStream& native, const cublasLtMatmulAlgo_t& algorithm, const Matrix& a, const Matrix& b,
+           const Matrix& c, Accumulate accumulate) const {
+    const float alpha = 1.0f, beta = accumulate == Accumulate::add ? 1.0f : 0.0f;
+    CUDA_CHECK(cublasLtMatmul(native.blas, operation_, &alpha, data_of(b), first_, data_of(a), second_, &beta, data_of(c),
+                              result_, data_of(c), result_, &algorithm, native.workspace, native.workspace_bytes,
+                              native.stream));
+  }
+
+ private:
+  void set_transpose(cublasLtMatmulDescAttributes_t attribute, Transpose transpose) {
+    const cublasOperation_t operation = transpose == Transpose::yes ? CUBLAS_OP_T : CUBLAS_OP_N;
+    CUDA_CHECK(cublasLtMatmulDescSetAttribute(operation_, attribute, &operation, sizeof operation));
+  }
+  static void layout(cublasLtMatrixLayout_t& layout, const Matrix& matrix) {
+    CUDA_CHECK(cublasLtMatrixLayoutCreate(&layout, type_of(matrix.tensor.dtype()),
+                                          static_cast<std::uint64_t>(matrix.columns),
+                                          static_cast<std::uint64_t>(matrix.rows), matrix.row_stride));
+  }
+
+  cublasLtMatmulDesc_t operation_ = nullptr;
+  cublasLtMatrixLayout_t first_ = nullptr, second_ = nullptr, result_ = nullptr;
+};
+
+MatmulKey key_of(const Matrix& a, Transpose transpose_a, const Matrix& b, Transpose transpose_b, const Matrix& c,
+                 Accumulate accumulate) {
+  const std::int64_t alignments = alignment_of(a) * 10000 + alignment_of(b) * 100 + alignment_of(c);
+  return {a.rows,
+          a.columns,
+          a.row_stride,
+          b.rows,
+          b.columns,
+          b.row_stride,
+          c.row_stride,
+          static_cast<std::int64_t>(transpose_a),
+          static_cast<std::int64_t>(transpose_b),
+          static_cast<std::int64_t>(a.tensor.dtype()) * 16 + static_cast<std::int64_t>(c.tensor.dtype()),
+          static_cast<std::int64_t>(accumulate),
+          alignments};
+}
+
+}  // namespace
+
+void matmul(Stream& stream, const Matrix& a, Transpose transpose_a, const Matrix& b, Transpose transpose_b, const Matrix& c,
+            Accumulate accumulate) {
+  NativeStream& native = cuda::native(stream);
+  if (c.rows == 0 || c.columns == 0) return;
+  if (a.rows == 0 || a.columns == 0) {  // an empty sum
+    if (accumulate == Accumulate::add) return;
+    const auto bytes = static_cast<std::size_t>(size_of(c.tensor.dtype()));
+    CUDA_CHECK(cudaMemset2DAsync(data_of(c), static_cast<std::size_t>(c.row_stride) * bytes, 0,
+                                 static_cast<std::size_t>(c.columns) * bytes, static_cast<std::size_t>(c.rows),
+                                 native.stream));
+    return;
+  }
+  const Product product(a, transpose_a, b, transpose_b, c);
+  const MatmulKey key = key_of(a, transpose_a, b, transpose_b, c, accumulate);
+  auto at = native.algorithms.find(key);
+  if (at == native.algorithms.end()) at = native.algorithms.emplace(key, product.choose(native, a, b, c)).first;
+  product.run(native, at->second, a, b, c, accumulate);
+}
+
+}  // namespace cuda
+}  // namespace dm
