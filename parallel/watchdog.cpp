@@ -3,7 +3,6 @@
 
 #include <unistd.h>
 #include <algorithm>
-#include <exception>
 
 #include <fmt/format.h>
 
@@ -27,13 +26,10 @@ constexpr auto kRelaxed = std::memory_order_relaxed;
 
 }  // namespace
 
-Watchdog::Watchdog() : log_(false, ""), exceptions_at_start_(std::uncaught_exceptions()) {}
+Watchdog::Watchdog() : log_(false, "") {}
 
 Watchdog::~Watchdog() {
-  if (board_.ranks() > 0) {
-    if (std::uncaught_exceptions() > exceptions_at_start_) board_.claim(rank_);
-    slot_->state.store(RankState::ended);
-  }
+  slot_->state.store(RankState::ended);
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
@@ -44,7 +40,7 @@ Watchdog::~Watchdog() {
 
 void Watchdog::start(Communicator& world, const std::filesystem::path& board, double timeout_seconds, const Log& log,
                      std::function<void(int)> end_job) {
-  require(board_.ranks() == 0, "a watchdog starts once");
+  require(!is_watching(), "a watchdog starts once");
   if (timeout_seconds <= 0) return;
   Stream stream(Device::cpu());
   rank_ = world.rank();

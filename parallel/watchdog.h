@@ -20,7 +20,7 @@ namespace dm {
 /// of its own watches. The job ends with ExitCode::retryable when
 /// - this rank has been inside one collective for longer than the timeout, or
 /// - a rank on this host is gone without having said that it ended (found within a tenth of a second), or
-/// - another rank found either, or ended by an exception, and the job still runs five seconds later.
+/// - another rank found either, or claimed the end (`claim_end`), and the job still runs five seconds later.
 /// The first rank that finds something prints the table of all ranks and the culprits (`name_culprits`) to its log, once
 /// for the job. A rank that hangs in its own computation is found by the ranks that wait for it; a job in which no rank
 /// waits in a collective is not looked at.
@@ -29,8 +29,7 @@ namespace dm {
 class Watchdog final : public CollectiveObserver {
  public:
   Watchdog();
-  /// Says that this rank has ended, so that nobody calls it dead. While an exception unwinds it also keeps the other ranks
-  /// from reporting: the exception is the report.
+  /// Says that this rank has ended, so that nobody calls it dead.
   ~Watchdog() override;
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
@@ -73,7 +72,6 @@ class Watchdog final : public CollectiveObserver {
   bool seen_inside_ = false;
   double seen_at_ = 0;       // when that round was,
   double seen_seconds_ = 0;  // and for how long it has seen the same
-  int exceptions_at_start_;
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stopping_ = false;
