@@ -36,10 +36,8 @@ def is_third_party(header):
 def first_sentence(path, lines):
     """What is wrong with the opening of a file, or None."""
     if path.endswith(SCRIPTS):
-        if not lines or not lines[0].startswith("#!"):
-            return "its first line is no #! line"
-        opening = lines[1] if len(lines) > 1 else ""
-        return None if re.match(r'(# |""")\S.*', opening) else "its second line does not say what the file is"
+        opening = [line for line in lines[:2] if not line.startswith("#!")][:1]
+        return None if opening and re.match(r'(# |""")\S.*', opening[0]) else "it does not open with what the file is"
     comment = []
     for line in lines:
         if not line.startswith("// "):
@@ -124,8 +122,7 @@ def main():
                 with open(path, encoding="utf-8") as file:
                     problems += check(os.path.relpath(path, root), file.read())
                 count += 1
-    print("\n".join(problems))
-    print(f"{count} files read, {len(problems)} problems")
+    print(*problems, f"{count} files read, {len(problems)} problems", sep="\n")
     return 1 if problems or count == 0 else 0
 
 
