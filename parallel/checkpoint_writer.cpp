@@ -90,11 +90,9 @@ fs::path Save::run(const nlohmann::json& metadata) {
     if (!leads()) return;
     touched_latest_ = true;
     write_latest(paths_.directory, paths_.final.filename().string(), faults_);
-  });
-  if (leads()) {
-    std::error_code left_for_the_next_start;
+    std::error_code left_for_the_next_start;  // nothing can fail any more: the other ranks do nothing in this stage
     fs::remove_all(paths_.replaced, left_for_the_next_start);
-  }
+  });
   return paths_.final;
 }
 

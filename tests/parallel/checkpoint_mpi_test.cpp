@@ -1,6 +1,5 @@
 // Checkpoints of several ranks: saved on one grid and loaded on others, and failures of one rank known to all.
-#include <unistd.h>
-
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -209,6 +208,46 @@ TEST_F(SharedCheckpoints, AgreementNamesTheLowestFailingRankAndKeepsItsExitCode)
   const auto texts = gather_texts(*world_, std::string(static_cast<std::size_t>(world_->rank()), 'x'));
   ASSERT_EQ(static_cast<int>(texts.size()), world_->size());
   for (std::size_t r = 0; r < texts.size(); ++r) EXPECT_EQ(texts[r], std::string(r, 'x'));
+}
+
+/// The two jobs of checkpoint_kill_test.py, which kills the first in the middle.
+class KilledSave : public ::testing::Test {
+ protected:
+  KilledSave() : world_(make_mpi_communicator()) {}
+  fs::path save(int step, int version, FaultInjector& faults) {
+    faults.set_step(step);
+    const ToyState state = ToyState::owned(world_->rank(), world_->size(), 0, 1, 7, version);
+    return save_checkpoint(*world_, directory_, step, state.pieces(), nlohmann::json::object(), faults);
+  }
+  std::unique_ptr<Communicator> world_;
+  fs::path directory_ = std::getenv("CHECKPOINT_DIRECTORY") ? std::getenv("CHECKPOINT_DIRECTORY") : "";
+};
+
+TEST_F(KilledSave, DISABLED_Save) {
+  FaultInjector faults(std::getenv("CHECKPOINT_INJECT"), world_->rank());
+  save(1, 1, faults);
+  save(2, 2, faults);
+}
+
+TEST_F(KilledSave, DISABLED_CheckAndSaveAgain) {
+  const Log log(world_->rank() == 0, "rank 0");
+  std::string newest;
+  if (world_->rank() == 0) {
+    newest = newest_intact_checkpoint(directory_, log).value_or("").string();
+    remove_partial_checkpoints(directory_, log);
+    EXPECT_EQ(newest_intact_checkpoint(directory_, log).value_or("").string(), newest);
+  }
+  newest = broadcast_text(*world_, newest, 0);
+  const Checkpoint checkpoint = Checkpoint::open(newest);
+  const ToyState state = ToyState::wanted(0, 1);
+  checkpoint.load(state.pieces());
+  EXPECT_EQ(state.differences(static_cast<int>(checkpoint.step())), 0);
+  FaultInjector none;
+  EXPECT_TRUE(Checkpoint::open(save(2, 3, none)).verify().empty());
+  for (const auto& entry : fs::directory_iterator(directory_)) {
+    const std::string name = entry.path().filename().string();
+    EXPECT_TRUE(name == "latest" || name == "step_00000001" || name == "step_00000002") << name;
+  }
 }
 
 }  // namespace
