@@ -7,7 +7,7 @@
 #include <fmt/format.h>
 
 #include "launch/commands.h"
-#include "runtime/error.h"
+#include "parallel/agreement.h"
 #include "runtime/host.h"
 #include "runtime/log.h"
 
@@ -28,6 +28,9 @@ int report_current_exception() noexcept {
   const Log log(false, speaker());
   try {
     throw;
+  } catch (const AgreedError& error) {  // names the rank that failed, which may be another than this one
+    Log(false, "densemamba").warn(error.what());
+    return static_cast<int>(error.code());
   } catch (const Error& error) {
     log.warn(error.what());
     return static_cast<int>(error.code());

@@ -46,7 +46,7 @@ void run_on_all(Communicator& world, std::string_view what, const std::function<
   const int culprit = world.size() - static_cast<int>(loudest);
   world.broadcast(stream, Tensor::of(&code, {1}), culprit);
   message = broadcast_text(world, fmt::format("{}: rank {} on {}: {}", what, world.rank(), host_name(), message), culprit);
-  fail(message, static_cast<ExitCode>(code));
+  throw AgreedError(message, static_cast<ExitCode>(code));
 }
 
 std::vector<std::string> gather_texts(Communicator& world, std::string_view text) {
