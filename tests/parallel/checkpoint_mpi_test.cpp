@@ -210,43 +210,51 @@ TEST_F(SharedCheckpoints, AgreementNamesTheLowestFailingRankAndKeepsItsExitCode)
   for (std::size_t r = 0; r < texts.size(); ++r) EXPECT_EQ(texts[r], std::string(r, 'x'));
 }
 
-/// The two jobs of checkpoint_kill_test.py, which kills the first in the middle.
+/// The two jobs of checkpoint_kill_test.py: the first is killed in the middle, once for each point and rank, each time in
+/// another directory; the second checks what is left in all of them.
 class KilledSave : public ::testing::Test {
  protected:
-  KilledSave() : world_(make_mpi_communicator()) {}
-  fs::path save(int step, int version, FaultInjector& faults) {
+  KilledSave() : world_(make_mpi_communicator()), directory_(std::getenv("CHECKPOINT_DIRECTORY")) {}
+  fs::path save(const fs::path& directory, int step, int version, FaultInjector& faults) {
     faults.set_step(step);
     const ToyState state = ToyState::owned(world_->rank(), world_->size(), 0, 1, 7, version);
-    return save_checkpoint(*world_, directory_, step, state.pieces(), nlohmann::json::object(), faults);
+    return save_checkpoint(*world_, directory, step, state.pieces(), nlohmann::json::object(), faults);
   }
   std::unique_ptr<Communicator> world_;
-  fs::path directory_ = std::getenv("CHECKPOINT_DIRECTORY") ? std::getenv("CHECKPOINT_DIRECTORY") : "";
+  fs::path directory_;
 };
 
 TEST_F(KilledSave, DISABLED_Save) {
   FaultInjector faults(std::getenv("CHECKPOINT_INJECT"), world_->rank());
-  save(1, 1, faults);
-  save(2, 2, faults);
+  save(directory_, 1, 1, faults);
+  save(directory_, 2, 2, faults);
 }
 
 TEST_F(KilledSave, DISABLED_CheckAndSaveAgain) {
-  const Log log(world_->rank() == 0, "rank 0");
-  std::string newest;
-  if (world_->rank() == 0) {
-    newest = newest_intact_checkpoint(directory_, log).value_or("").string();
-    remove_partial_checkpoints(directory_, log);
-    EXPECT_EQ(newest_intact_checkpoint(directory_, log).value_or("").string(), newest);
-  }
-  newest = broadcast_text(*world_, newest, 0);
-  const Checkpoint checkpoint = Checkpoint::open(newest);
-  const ToyState state = ToyState::wanted(0, 1);
-  checkpoint.load(state.pieces());
-  EXPECT_EQ(state.differences(static_cast<int>(checkpoint.step())), 0);
-  FaultInjector none;
-  EXPECT_TRUE(Checkpoint::open(save(2, 3, none)).verify().empty());
-  for (const auto& entry : fs::directory_iterator(directory_)) {
-    const std::string name = entry.path().filename().string();
-    EXPECT_TRUE(name == "latest" || name == "step_00000001" || name == "step_00000002") << name;
+  const Log log(false, "test");
+  for (const auto& job : fs::directory_iterator(directory_)) {
+    SCOPED_TRACE(job.path());
+    std::string newest;
+    if (world_->rank() == 0) {
+      newest = newest_intact_checkpoint(job.path(), log).value_or("").string();
+      remove_partial_checkpoints(job.path(), log);
+      EXPECT_EQ(newest_intact_checkpoint(job.path(), log).value_or("").string(), newest);
+    }
+    newest = broadcast_text(*world_, newest, 0);
+    const bool renamed = job.path().stem() == "before_latest";
+    EXPECT_EQ(fs::path(newest).filename(), renamed ? "step_00000002" : "step_00000001");
+
+    const Checkpoint checkpoint = Checkpoint::open(newest);
+    const ToyState state = ToyState::wanted(0, 1);
+    checkpoint.load(state.pieces());
+    EXPECT_EQ(state.differences(static_cast<int>(checkpoint.step())), 0);
+
+    FaultInjector none;
+    EXPECT_TRUE(Checkpoint::open(save(job.path(), 2, 3, none)).verify().empty());
+    for (const auto& entry : fs::directory_iterator(job.path())) {
+      const std::string name = entry.path().filename().string();
+      EXPECT_TRUE(name == "latest" || name == "step_00000001" || name == "step_00000002") << name;
+    }
   }
 }
 
