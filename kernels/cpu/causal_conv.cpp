@@ -1,53 +1,172 @@
-// The causal convolution on the CPU: tiles of channels run through time, so every input is read from memory once.
+// The causal convolution on the CPU: a register of channels runs through a few tokens, so each input is loaded once for all
+// taps; registers run along a tile of channels, tiles through time.
 #include "kernels/causal_conv.h"
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/cpu/vector_math.h"
 
 namespace dm::cpu {
 namespace {
 
-/// Channels of a tile: rows of 1 KiB, and everything a step reads stays in the first-level cache.
-constexpr std::int64_t kTile = 256;
+/// Channels of a tile: runs of 2 KiB, and its filter and gradient sums stay in the first-level cache.
+constexpr std::int64_t kTile = 512;
+/// Tokens that a register of channels runs through before its right neighbour follows.
+constexpr std::int64_t kBlock = 8;
 
-constexpr float kZeros[kTile] = {};
+template <class V>
+V load(const float* from) {
+  V value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+template <class V>
+void store(float* to, V value) {
+  std::memcpy(to, &value, sizeof value);
+}
 
-/// Channels [first, first + channels) of weight and bias with the taps outermost, so that loops over channels are
-/// unit-stride.
+/// Calls run(c, V()) for registers of channels c, c + 1, … of a tile: FloatLanes, then floats for what is left.
+template <class Run>
+void for_each_register(std::int64_t channels, const Run& run) {
+  std::int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) run(c, FloatLanes());
+  for (; c < channels; ++c) run(c, 0.0f);
+}
+
+/// Weight and bias, or their gradient sums, of a tile with the taps outermost: channels are contiguous.
 template <int Taps>
 struct Filter {
   float weight[Taps][kTile];
   float bias[kTile];
 
-  Filter(const Tensor& all_weights, const Tensor& all_biases, std::int64_t first, std::int64_t channels) {
+  /// At the tile's first channel.
+  void load(const float* weights, const float* biases, std::int64_t channels) {
     for (std::int64_t c = 0; c < channels; ++c) {
-      for (int tap = 0; tap < Taps; ++tap) weight[tap][c] = all_weights.as<float>()[(first + c) * Taps + tap];
-      bias[c] = all_biases.as<float>()[first + c];
+      for (int tap = 0; tap < Taps; ++tap) weight[tap][c] = weights[c * Taps + tap];
+      bias[c] = biases[c];
     }
   }
-
-  /// pre = bias + Σ_w weight[w] ⊙ inputs[w]
-  void apply(const float* const (&inputs)[Taps], std::int64_t channels, float* __restrict pre) const {
+  void clear() { *this = {}; }
+  void add_to(float* weights, float* biases, std::int64_t channels) const {
     for (std::int64_t c = 0; c < channels; ++c) {
-      float sum = bias[c];
-      for (int tap = 0; tap < Taps; ++tap) sum += weight[tap][c] * inputs[tap][c];
-      pre[c] = sum;
+      for (int tap = 0; tap < Taps; ++tap) weights[c * Taps + tap] += weight[tap][c];
+      biases[c] += bias[c];
     }
   }
 };
 
-/// The rows that the taps of one token read, oldest first; `next` moves on by one token.
-template <int Taps>
+/// A register of a filter.
+template <class V, int Taps>
+struct Column {
+  V weight[Taps];
+  V bias;
+
+  Column(const Filter<Taps>& filter, std::int64_t c) {
+    for (int tap = 0; tap < Taps; ++tap) weight[tap] = load<V>(&filter.weight[tap][c]);
+    bias = load<V>(&filter.bias[c]);
+  }
+  void store_to(Filter<Taps>& filter, std::int64_t c) const {
+    for (int tap = 0; tap < Taps; ++tap) store(&filter.weight[tap][c], weight[tap]);
+    store(&filter.bias[c], bias);
+  }
+};
+
+/// The last Taps values of a sequence, oldest first.
+template <class V, int Taps>
 struct Window {
-  const float* rows[Taps];
+  V at[Taps] = {};
 
-  void next(const float* row) {
-    for (int tap = 0; tap + 1 < Taps; ++tap) rows[tap] = rows[tap + 1];
-    rows[Taps - 1] = row;
+  void push(V value) {
+    for (int i = 0; i + 1 < Taps; ++i) at[i] = at[i + 1];
+    at[Taps - 1] = value;
   }
 };
+
+/// bias + Σ_w weight[w] ⊙ inputs[w]
+template <class V, int Taps>
+V convolve(const Column<V, Taps>& filter, const Window<V, Taps>& inputs) {
+  V sum = filter.bias;
+  for (int tap = 0; tap < Taps; ++tap) sum += filter.weight[tap] * inputs.at[tap];
+  return sum;
+}
+
+/// One sequence at a tile's first channel: rows `width` apart. Rows −W+1 … −1 are those of `history`, or zero without one.
+struct Sequence {
+  const float* x;
+  const float* history;
+  std::int64_t width;
+
+  template <class V, int Taps>
+  Window<V, Taps> before(std::int64_t token, std::int64_t c) const {
+    Window<V, Taps> window;
+    for (std::int64_t t = token - Taps + 1; t < token; ++t) {
+      const float* row = t >= 0 ? x + t * width : history ? history + (t + Taps - 1) * width : nullptr;
+      window.push(row ? load<V>(row + c) : V());
+    }
+    return window;
+  }
+};
+
+template <int Taps>
+void forward_tile(const Filter<Taps>& filter, const Sequence& sequence, std::int64_t tokens, std::int64_t channels,
+                  float* out) {
+  for (std::int64_t begin = 0; begin < tokens; begin += kBlock) {
+    const std::int64_t end = std::min(begin + kBlock, tokens);
+    for_each_register(channels, [&](std::int64_t c, auto lanes) {
+      using V = decltype(lanes);
+      const Column<V, Taps> column(filter, c);
+      auto inputs = sequence.before<V, Taps>(begin, c);
+      for (std::int64_t t = begin; t < end; ++t) {
+        inputs.push(load<V>(sequence.x + t * sequence.width + c));
+        store(out + t * sequence.width + c, silu(convolve(column, inputs)));
+      }
+    });
+  }
+}
+
+/// p̄_t goes into row t of dx and is replaced by dx_t = Σ_w weight[:, w] p̄_{t+W−1−w} once the last p̄ it needs is known.
+template <int Taps>
+void backward_tile(const Filter<Taps>& filter, const Sequence& sequence, const float* dout, std::int64_t tokens,
+                   std::int64_t channels, float* dx, Filter<Taps>& gradient) {
+  const std::int64_t width = sequence.width;
+  for (std::int64_t begin = 0; begin < tokens; begin += kBlock) {
+    const std::int64_t end = std::min(begin + kBlock, tokens);
+    for_each_register(channels, [&](std::int64_t c, auto lanes) {
+      using V = decltype(lanes);
+      const Column<V, Taps> column(filter, c);
+      Column<V, Taps> sums(gradient, c);
+      auto inputs = sequence.before<V, Taps>(begin, c);
+      auto later = Sequence{dx, nullptr, width}.template before<V, Taps>(begin, c);  // p̄ of the last Taps tokens
+      const auto finish = [&](std::int64_t t) {  // dx_t, p̄_t being the oldest of `later`
+        if (t < 0) return;
+        V sum = {};
+        for (int tap = 0; tap < Taps; ++tap) sum += column.weight[tap] * later.at[Taps - 1 - tap];
+        store(dx + t * width + c, sum);
+      };
+      for (std::int64_t t = begin; t < end; ++t) {
+        inputs.push(load<V>(sequence.x + t * width + c));
+        const V dpre = load<V>(dout + t * width + c) * silu_derivative(convolve(column, inputs));
+        sums.bias += dpre;
+        for (int tap = 0; tap < Taps; ++tap) sums.weight[tap] += dpre * inputs.at[tap];
+        later.push(dpre);
+        finish(t - Taps + 1);
+      }
+      sums.store_to(gradient, c);
+      if (end < tokens) {
+        for (std::int64_t t = std::max<std::int64_t>(end - Taps + 1, 0); t < end; ++t) {
+          store(dx + t * width + c, later.at[t - end + Taps]);
+        }
+      } else {
+        for (std::int64_t t = end - Taps + 1; t < end; ++t) {
+          later.push(V());
+          finish(t);
+        }
+      }
+    });
+  }
+}
 
 /// history [W−1, D] := the last W−1 rows of (history, x).
 void advance_history(float* history, std::int64_t kept, const float* x, std::int64_t tokens, std::int64_t channels) {
@@ -60,21 +179,14 @@ void advance_history(float* history, std::int64_t kept, const float* x, std::int
 template <int Taps>
 void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& history, const Tensor& out) {
   const std::int64_t batch = x.size(0), tokens = x.size(1), width = x.size(2);
+  Filter<Taps> filter;
   for (std::int64_t first = 0; first < width; first += kTile) {
     const std::int64_t channels = std::min(kTile, width - first);
-    const Filter<Taps> filter(weight, bias, first, channels);
+    filter.load(weight.as<float>() + first * Taps, bias.as<float>() + first, channels);
     for (std::int64_t b = 0; b < batch; ++b) {
-      Window<Taps> window;
-      for (int tap = 1; tap < Taps; ++tap) {
-        window.rows[tap] = history ? history.as<float>() + (b * (Taps - 1) + tap - 1) * width + first : kZeros;
-      }
-      for (std::int64_t t = 0; t < tokens; ++t) {
-        window.next(x.as<float>() + (b * tokens + t) * width + first);
-        float* y = out.as<float>() + (b * tokens + t) * width + first;
-        float pre[kTile];
-        filter.apply(window.rows, channels, pre);
-        for (std::int64_t c = 0; c < channels; ++c) y[c] = silu(pre[c]);
-      }
+      const std::int64_t at = b * tokens * width + first;
+      const float* before = history ? history.as<float>() + b * (Taps - 1) * width + first : nullptr;
+      forward_tile(filter, {x.as<float>() + at, before, width}, tokens, channels, out.as<float>() + at);
     }
   }
   if (!history) return;
@@ -84,73 +196,19 @@ void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const Te
   }
 }
 
-/// dx_t = Σ_w weight[w] ⊙ p̄_{t+W−1−w}; `later` holds p̄_t … p̄_{t+W−1}.
-template <int Taps>
-void input_gradient(const Filter<Taps>& filter, const Window<Taps>& later, std::int64_t channels, float* __restrict dx) {
-  for (std::int64_t c = 0; c < channels; ++c) {
-    float sum = 0;
-    for (int tap = 0; tap < Taps; ++tap) sum += filter.weight[tap][c] * later.rows[Taps - 1 - tap][c];
-    dx[c] = sum;
-  }
-}
-
-/// The gradient sums of one tile over one sequence.
-template <int Taps>
-struct FilterGradient {
-  float weight[Taps][kTile] = {};
-  float bias[kTile] = {};
-
-  void add(const float* __restrict dpre, const float* const (&inputs)[Taps], std::int64_t channels) {
-    for (std::int64_t c = 0; c < channels; ++c) {
-      bias[c] += dpre[c];
-      for (int tap = 0; tap < Taps; ++tap) weight[tap][c] += dpre[c] * inputs[tap][c];
-    }
-  }
-
-  void add_to(float* dweight, float* dbias, std::int64_t channels) const {
-    for (std::int64_t c = 0; c < channels; ++c) {
-      for (int tap = 0; tap < Taps; ++tap) dweight[c * Taps + tap] += weight[tap][c];
-      dbias[c] += bias[c];
-    }
-  }
-};
-
-/// One sequence, one tile: every pointer at the tile's first channel, rows `width` apart.
-template <int Taps>
-void backward_sequence(const Filter<Taps>& filter, const float* dout, const float* x, std::int64_t tokens,
-                       std::int64_t width, std::int64_t channels, float* dx, FilterGradient<Taps>& gradient) {
-  float dpre[Taps][kTile];  // p̄ of the last Taps tokens, a ring over t
-  Window<Taps> inputs, later;
-  std::fill_n(inputs.rows, Taps, kZeros);
-  std::fill_n(later.rows, Taps, kZeros);
-  for (std::int64_t t = 0; t < tokens + Taps - 1; ++t) {
-    if (t < tokens) {
-      inputs.next(x + t * width);
-      float* p = dpre[t % Taps];
-      filter.apply(inputs.rows, channels, p);
-      const float* dy = dout + t * width;
-      for (std::int64_t c = 0; c < channels; ++c) p[c] = dy[c] * silu_derivative(p[c]);
-      gradient.add(p, inputs.rows, channels);
-      later.next(p);
-    } else {
-      later.next(kZeros);
-    }
-    if (t >= Taps - 1) input_gradient(filter, later, channels, dx + (t - Taps + 1) * width);
-  }
-}
-
 template <int Taps>
 void backward(const Tensor& dout, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& dx,
               const Tensor& dweight, const Tensor& dbias) {
   const std::int64_t batch = x.size(0), tokens = x.size(1), width = x.size(2);
+  Filter<Taps> filter, gradient;
   for (std::int64_t first = 0; first < width; first += kTile) {
     const std::int64_t channels = std::min(kTile, width - first);
-    const Filter<Taps> filter(weight, bias, first, channels);
+    filter.load(weight.as<float>() + first * Taps, bias.as<float>() + first, channels);
     for (std::int64_t b = 0; b < batch; ++b) {
-      FilterGradient<Taps> gradient;
       const std::int64_t at = b * tokens * width + first;
-      backward_sequence(filter, dout.as<float>() + at, x.as<float>() + at, tokens, width, channels, dx.as<float>() + at,
-                        gradient);
+      gradient.clear();
+      backward_tile(filter, {x.as<float>() + at, nullptr, width}, dout.as<float>() + at, tokens, channels,
+                    dx.as<float>() + at, gradient);
       gradient.add_to(dweight.as<float>() + first * Taps, dbias.as<float>() + first, channels);
     }
   }

@@ -155,7 +155,7 @@ TEST_F(Matmul, RefusesTypesAndDevicesItDoesNotComputeWith) {
   };
   EXPECT_EQ(multiply(stream, Tensor::of(halves.data(), {3, 4})), "matmul: a is bfloat16 [3, 4], expected float32 [3, 4]");
   EXPECT_EQ(multiply(stream, Tensor(nullptr, {3, 4}, DType::f32, Device::plan())),
-            "matmul: a lies on plan, the stream works on cpu");
+            "matmul: a lies on planned cpu, the stream works on cpu");
 }
 
 TEST_F(Matmul, APlanChecksAndComputesNothing) {
@@ -168,6 +168,18 @@ TEST_F(Matmul, APlanChecksAndComputesNothing) {
               matmul(plan, planned({kMany, 4}), kNo, planned({4, 2}), kNo, planned({kMany, 2}), Accumulate::overwrite);
             }),
             "matmul: a has 2147483648 rows of stride 4; the BLAS counts to 2^31 - 1, so split the product");
+}
+
+TEST_F(Matmul, BFloat16IsForGpusAlsoOnPaper) {
+  for (const DeviceKind kind : {DeviceKind::cpu, DeviceKind::cuda}) {
+    Stream plan(Device::plan(kind));
+    const auto planned = [kind](Shape shape) { return Tensor(nullptr, shape, DType::bf16, Device::plan(kind)); };
+    const auto multiply = [&] {
+      matmul(plan, planned({8, 4}), kNo, planned({4, 2}), kNo, planned({8, 2}), Accumulate::overwrite);
+    };
+    EXPECT_EQ(error_of(multiply),
+              kind == DeviceKind::cuda ? "nothing was thrown" : "matmul: a is bfloat16 [8, 4], expected float32 [8, 4]");
+  }
 }
 
 TEST_F(Matmul, ItsTimeGoesToTheTrace) {
