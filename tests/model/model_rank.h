@@ -1,0 +1,231 @@
+// One rank of a grid with a small model on it: what every test of the model, its gradients and its parallelism drives.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "kernels/elementwise.h"
+#include "kernels/matmul.h"
+#include "model/language_model.h"
+#include "model/optimizer.h"
+#include "parallel/grid.h"
+#include "runtime/random.h"
+
+namespace dm {
+
+/// Widths at which padding matters: 48 channels leave 12 to each of four ranks, and of the 128 rows of the embedding the
+/// last of four ranks has padding alone.
+inline ModelConfig small_config(std::int64_t dense_depth, std::int64_t layers = 3) {
+  ModelConfig config;
+  config.layers = layers;
+  config.d_model = 24;
+  config.d_state = 4;
+  config.dense_depth = dense_depth;
+  config.vocabulary = 90;
+  config.resolve();
+  return config;
+}
+
+/// The model's parameters with first values under which every path of the model counts and every gradient is of a size to
+/// be measured: projections that keep the size of what they project, time steps about one, open gates, skips that differ.
+inline std::vector<ParameterSpec> open_specs(const ModelConfig& config) {
+  std::vector<ParameterSpec> specs = parameter_specs(config);
+  for (ParameterSpec& spec : specs) {
+    const auto is = [&](const char* end) { return spec.name.ends_with(end); };
+    if (is("proj.weight") || is("fc1.weight") || is("fc2.weight")) spec.init = {Initializer::Kind::uniform, 0.5f};
+    if (is("mixer.D") || is("dt_proj.bias")) spec.init = {Initializer::Kind::uniform, 1.0f};
+    if (is("embedding.weight")) spec.init = {Initializer::Kind::normal, 0.3f};
+  }
+  return specs;
+}
+
+/// Token sequences and their targets.
+struct Batch {
+  Shape shape;
+  std::vector<std::int32_t> tokens, targets;
+
+  static Batch random(std::uint64_t seed, std::int64_t sequences, std::int64_t length, std::int64_t vocabulary) {
+    const RandomStream random(seed, "batch");
+    const auto token = [&](std::int64_t i) {
+      return static_cast<std::int32_t>(random.uniform(static_cast<std::uint64_t>(i)) * static_cast<float>(vocabulary));
+    };
+    Batch batch{.shape = {sequences, length}, .tokens = {}, .targets = {}};
+    for (std::int64_t i = 0; i < batch.shape.numel(); ++i) batch.tokens.push_back(token(2 * i));
+    for (std::int64_t i = 0; i < batch.shape.numel(); ++i) batch.targets.push_back(token(2 * i + 1));
+    return batch;
+  }
+
+  Tensor token_tensor() const { return Tensor::of(const_cast<std::int32_t*>(tokens.data()), shape); }
+  Tensor target_tensor() const { return Tensor::of(const_cast<std::int32_t*>(targets.data()), shape); }
+};
+
+/// Calls visit(element of the flat buffers, element of the global parameter) for the part of `entry` inside `range`.
+template <class Visit>
+void for_each_element(const ParameterStore& store, const ParameterStore::Entry& entry, FlatRange range, const Visit& visit) {
+  const std::int64_t begin = std::max(range.begin, entry.range.begin), end = std::min(range.end(), entry.range.end());
+  if (begin >= end) return;
+  const StorePlace& place = store.place();
+  const std::int64_t columns = as_matrix(entry.spec.shape)[1];
+  std::int64_t flat = begin;
+  for (const Rectangle& part : global_rectangles(entry.spec.shape, entry.spec.shard, place.tensor_rank, place.tensor_size,
+                                                 begin - entry.range.begin, end - begin)) {
+    for (std::int64_t i = 0; i < part.numel(); ++i, ++flat) {
+      visit(flat, (part.row + i / part.columns) * columns + part.column + i % part.columns);
+    }
+  }
+}
+
+class ModelRank {
+ public:
+  using Options = LanguageModel::Options;
+
+  ModelRank(const ModelConfig& config, Grid grid, std::vector<ParameterSpec> specs, PartitionedAdamW::Settings settings = {})
+      : config_(config),
+        grid_(std::move(grid)),
+        store_(std::move(specs), {grid_.tensor->rank(), grid_.tensor->size(), grid_.data->rank(), grid_.data->size()},
+               Device::cpu(), report_),
+        model_(config_, store_, *grid_.tensor),
+        optimizer_(store_, grid_, settings, Device::cpu(), report_) {
+    use_one_blas_thread();
+    store_.initialize(/*seed=*/7);
+  }
+  /// A grid of this process alone.
+  explicit ModelRank(const ModelConfig& config) : ModelRank(config, Grid::plan(1, 1), open_specs(config)) {}
+
+  /// Runs `work(stream, arena)` on a plan, then on an arena of exactly the planned size that is full of NaN: reading
+  /// what nobody wrote shows in every result. Guard words behind the arena must stay.
+  template <class Work>
+  void with_arena(const Work& work) {
+    constexpr std::int64_t kGuardBytes = 1024;
+    constexpr unsigned char kNan = 0xff;
+    Arena plan;
+    Stream planning(Device::plan());
+    work(planning, plan);
+    Buffer memory("activations", plan.peak() + kGuardBytes, Device::cpu(), report_);
+    auto* bytes = static_cast<unsigned char*>(memory.data());
+    std::memset(bytes, kNan, static_cast<std::size_t>(memory.bytes()));
+    Arena arena(std::move(memory));
+    work(stream_, arena);
+    EXPECT_EQ(arena.peak(), plan.peak());
+    EXPECT_EQ(arena.used(), 0);
+    const unsigned char* guard = bytes + plan.peak();
+    EXPECT_TRUE(std::all_of(guard, guard + kGuardBytes, [](unsigned char byte) { return byte == kNan; }));
+  }
+
+  /// Adds to the gradients; returns the mean loss. Of this tensor group alone.
+  double forward_backward(const Batch& batch, const Options& options = {}) {
+    float loss_sum = 0;
+    const auto rows = static_cast<float>(batch.shape.numel());
+    with_arena([&](Stream& stream, Arena& arena) {
+      model_.forward_backward(stream, arena, batch.token_tensor(), batch.target_tensor(), 1.0f / rows, options,
+                              Tensor::of(&loss_sum, {1}), {});
+    });
+    return static_cast<double>(loss_sum) / static_cast<double>(rows);
+  }
+
+  double evaluate(const Batch& batch, const Options& options = {}) {
+    float loss_sum = 0;
+    with_arena([&](Stream& stream, Arena& arena) {
+      model_.evaluate(stream, arena, batch.token_tensor(), batch.target_tensor(), options, Tensor::of(&loss_sum, {1}));
+    });
+    return static_cast<double>(loss_sum) / static_cast<double>(batch.shape.numel());
+  }
+
+  /// This rank's columns of the logits, row by row.
+  std::vector<float> logits(const Batch& batch) {
+    const std::int64_t columns = model_.vocabulary().rows();
+    std::vector<float> logits(static_cast<std::size_t>(batch.shape.numel() * columns));
+    const Tensor out = Tensor::of(logits.data(), {batch.shape[0], batch.shape[1], columns});
+    with_arena([&](Stream& stream, Arena& arena) { model_.logits(stream, arena, batch.token_tensor(), out); });
+    return logits;
+  }
+
+  void clear_gradients() { fill(stream_, store_.gradients(), 0.0f); }
+
+  struct Result {
+    double loss = 0;
+    double gradient_norm = 0;
+  };
+  /// The gradients of a step's whole batch, of which this data rank takes its share in micro-batches of `micro`, reduced
+  /// into the owned slices as the trainer does.
+  Result reduced_gradients(const Batch& batch, std::int64_t micro, const Options& options) {
+    const std::int64_t share = batch.shape[0] / grid_.data->size(), first = grid_.data->rank() * share;
+    const Shape micro_shape{micro, batch.shape[1]};
+    Arena plan;
+    Stream planning(Device::plan());
+    const Tensor ids(nullptr, micro_shape, DType::i32, Device::plan());
+    model_.forward_backward(planning, plan, ids, ids, 1.0f, options, Tensor(nullptr, {1}, DType::f32, Device::plan()), {});
+    Arena arena(Buffer("activations", plan.peak(), Device::cpu(), report_));
+
+    float sums[2] = {0, 0};
+    const Tensor loss_sum = Tensor::of(&sums[0], {1}), norm_squared = Tensor::of(&sums[1], {1});
+    const auto rows = static_cast<double>(batch.shape.numel());
+    clear_gradients();
+    for (std::int64_t begin = first; begin < first + share; begin += micro) {
+      const bool last = begin + micro == first + share;
+      model_.forward_backward(stream_, arena, batch.token_tensor().slice(begin, micro),
+                              batch.target_tensor().slice(begin, micro), static_cast<float>(1 / rows), options, loss_sum,
+                              [&](int block) {
+                                if (last) optimizer_.reduce_block(stream_, block);
+                              });
+    }
+    optimizer_.add_gradient_norm_squared(stream_, norm_squared);
+    grid_.data->all_reduce(stream_, loss_sum);
+    return {static_cast<double>(sums[0]) / rows, std::sqrt(static_cast<double>(sums[1]))};
+  }
+
+  /// The `number`-th update, the gradient clipped to the norm `clip`.
+  void update(const Result& result, std::int64_t number, double lr, double clip) {
+    const double scale = result.gradient_norm > clip ? clip / result.gradient_norm : 1.0;
+    optimizer_.update(stream_, static_cast<float>(lr), number, static_cast<float>(scale));
+  }
+
+  const ModelConfig& config() const { return config_; }
+  Grid& grid() { return grid_; }
+  Stream& stream() { return stream_; }
+  MemoryReport& report() { return report_; }
+  ParameterStore& store() { return store_; }
+  const ParameterStore& store() const { return store_; }
+  const LanguageModel& model() const { return model_; }
+  PartitionedAdamW& optimizer() { return optimizer_; }
+  const PartitionedAdamW& optimizer() const { return optimizer_; }
+
+  std::vector<float> value(const std::string& name) const { return copy(store_.parameter(name).value); }
+  std::vector<float> gradient(const std::string& name) const { return copy(store_.parameter(name).gradient); }
+  std::vector<float> gradients() const { return copy(store_.gradients()); }
+  std::vector<float> values() const { return copy(store_.values()); }
+
+ private:
+  static std::vector<float> copy(const Tensor& tensor) { return {tensor.as<float>(), tensor.as<float>() + tensor.numel()}; }
+
+  ModelConfig config_;
+  Grid grid_;
+  Stream stream_{Device::cpu()};
+  MemoryReport report_;
+  ParameterStore store_;
+  LanguageModel model_;
+  PartitionedAdamW optimizer_;
+};
+
+/// ‖a − b‖ / ‖b‖, ‖a‖ when b is zero; infinite when a NaN is among them.
+inline double relative_error(const std::vector<float>& a, const std::vector<float>& b) {
+  if (a.size() != b.size()) return std::numeric_limits<double>::infinity();
+  double error = 0, norm = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double x = static_cast<double>(a[i]), y = static_cast<double>(b[i]);
+    error += (x - y) * (x - y);
+    norm += y * y;
+  }
+  const double relative = std::sqrt(norm > 0 ? error / norm : error);
+  return std::isnan(relative) ? std::numeric_limits<double>::infinity() : relative;
+}
+
+}  // namespace dm
