@@ -1,0 +1,235 @@
+// Any grid of ranks trains as one rank does: every gradient, ten steps of losses and norms; and the proof that it would
+// show.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "tests/model/model_rank.h"
+
+namespace dm {
+namespace {
+
+constexpr double kTolerance = 1e-5;
+/// Of gradient norms after some steps: AdamW makes full steps of tiny gradients, and so enlarges their rounding.
+constexpr double kLaterNormTolerance = 1e-4;
+constexpr std::int64_t kSequences = 8, kLength = 37;  // a step's batch; more than one chunk of the scan
+constexpr double kLearningRate = 3e-3, kClip = 0.5;
+
+/// A data × tensor grid and the micro-batches that each data rank cuts its share of a step into.
+struct Layout {
+  int data, tensor, accumulation;
+
+  std::int64_t micro() const { return kSequences / data / accumulation; }
+};
+
+std::vector<Layout> layouts_on(int ranks) {
+  std::vector<Layout> layouts;
+  for (int tensor = 1; tensor <= ranks; tensor *= 2) {
+    for (const int accumulation : {1, 2}) layouts.push_back({ranks / tensor, tensor, accumulation});
+  }
+  return layouts;
+}
+
+Batch step_batch(int number) {
+  return Batch::random(static_cast<std::uint64_t>(100 + number), kSequences, kLength, small_config(0).vocabulary);
+}
+
+/// Largest over the parameters of ‖gradient − reference's‖ / ‖reference's‖, of the slices that the ranks own after
+/// reduction; and its parameter. The same answer on every rank.
+std::pair<double, std::string> worst_gradient(ModelRank& rank, const ModelRank& reference) {
+  const ParameterStore& store = rank.store();
+  std::vector<float> squared_errors;
+  for (const ParameterStore::Entry& entry : store.entries()) {
+    const float* expected = reference.store().parameter(entry.spec.name).gradient.as<float>();
+    double squares = 0;
+    for_each_element(store, entry, store.partition().owned(entry.spec.block), [&](std::int64_t flat, std::int64_t global) {
+      const double error = static_cast<double>(store.gradients().as<float>()[flat]) - static_cast<double>(expected[global]);
+      squares += error * error;
+    });
+    squared_errors.push_back(static_cast<float>(squares));
+  }
+  rank.grid().world->all_reduce(rank.stream(), Tensor::of(squared_errors.data(), {std::ssize(squared_errors)}));
+  std::pair<double, std::string> worst{0, ""};
+  for (std::size_t i = 0; i < squared_errors.size(); ++i) {
+    const std::string& name = store.entries()[i].spec.name;
+    double squares = 0;
+    for (const float g : reference.gradient(name)) squares += static_cast<double>(g) * static_cast<double>(g);
+    EXPECT_GT(squares, 0) << name << " has no gradient to compare";
+    const double error = std::sqrt(static_cast<double>(squared_errors[i]) / squares);
+    if (!(error <= worst.first)) worst = {error, name};
+  }
+  return worst;
+}
+
+/// Whether rank 0 of `group` and this rank hold the same bits in `tensor`.
+bool same_as_first(Stream& stream, Communicator& group, const Tensor& tensor) {
+  std::vector<float> theirs(tensor.as<float>(), tensor.as<float>() + tensor.numel());
+  group.broadcast(stream, Tensor::of(theirs.data(), tensor.shape()), 0);
+  return std::memcmp(theirs.data(), tensor.data(), static_cast<std::size_t>(tensor.bytes())) == 0;
+}
+
+/// Dense depth and recompute, on every layout that the world admits.
+class Equivalence : public ::testing::TestWithParam<std::tuple<std::int64_t, Recompute>> {
+ protected:
+  using Result = ModelRank::Result;
+
+  /// Calls check(rank, micro-batch) on every layout.
+  template <class Check>
+  void on_every_layout(const Check& check) {
+    for (const Layout& layout : layouts_on(make_mpi_communicator()->size())) {
+      ModelRank rank(config_, Grid::make(make_mpi_communicator(), layout.tensor), open_specs(config_));
+      SCOPED_TRACE(rank.grid().describe() + ", accumulation " + std::to_string(layout.accumulation));
+      check(rank, layout.micro());
+    }
+  }
+  static void expect_alike(const Result& found, const Result& expected, double norm_tolerance) {
+    EXPECT_NEAR(found.loss / expected.loss, 1, kTolerance);
+    EXPECT_NEAR(found.gradient_norm / expected.gradient_norm, 1, norm_tolerance);
+  }
+
+  ModelConfig config_ = small_config(std::get<0>(GetParam()));
+  ModelRank::Options options_{.recompute = std::get<1>(GetParam())};
+};
+
+TEST_P(Equivalence, EveryGradientIsThatOfOneRank) {
+  ModelRank one(config_);
+  const Batch batch = step_batch(1);
+  const Result expected = one.reduced_gradients(batch, kSequences, {});
+  on_every_layout([&](ModelRank& rank, std::int64_t micro) {
+    expect_alike(rank.reduced_gradients(batch, micro, options_), expected, kTolerance);
+    const auto [error, name] = worst_gradient(rank, one);
+    EXPECT_LT(error, kTolerance) << name;
+    EXPECT_NEAR(rank.evaluate(batch) / expected.loss, 1, kTolerance);
+  });
+}
+
+TEST_P(Equivalence, TenStepsFollowOneRank) {
+  ModelRank one(config_);
+  std::vector<Result> expected;
+  for (int number = 1; number <= 10; ++number) {
+    expected.push_back(one.reduced_gradients(step_batch(number), kSequences, {}));
+    one.update(expected.back(), number, kLearningRate, kClip);
+    EXPECT_GT(expected.back().gradient_norm, kClip) << "clipping is part of what is compared";
+  }
+  on_every_layout([&](ModelRank& rank, std::int64_t micro) {
+    for (int number = 1; number <= 10; ++number) {
+      const Result found = rank.reduced_gradients(step_batch(number), micro, options_);
+      rank.update(found, number, kLearningRate, kClip);
+      expect_alike(found, expected[static_cast<std::size_t>(number) - 1], kLaterNormTolerance);
+      float decisive[2] = {static_cast<float>(found.loss), static_cast<float>(found.gradient_norm)};
+      EXPECT_TRUE(same_as_first(rank.stream(), *rank.grid().world, Tensor::of(decisive, {2})));
+    }
+    EXPECT_TRUE(same_as_first(rank.stream(), *rank.grid().data, rank.store().values()));
+    for (const ParameterStore::Entry& entry : rank.store().entries()) {
+      if (entry.spec.shard.axis != Shard::Axis::none) continue;
+      EXPECT_TRUE(same_as_first(rank.stream(), *rank.grid().tensor, rank.store().parameter(entry.spec.name).value))
+          << entry.spec.name << " differs between tensor ranks";
+    }
+  });
+}
+
+std::string name_of_case(const ::testing::TestParamInfo<Equivalence::ParamType>& info) {
+  const auto [depth, recompute] = info.param;
+  return "Depth" + std::to_string(depth) + (recompute == Recompute::block ? "Recompute" : "");
+}
+
+INSTANTIATE_TEST_SUITE_P(Model, Equivalence,
+                         ::testing::Combine(::testing::Values(0, 2), ::testing::Values(Recompute::none, Recompute::block)),
+                         name_of_case);
+
+/// Passes collectives on, except one all-reduce or every reduce-scatter, which it leaves out on every rank.
+class ForgetfulCommunicator final : public Communicator {
+ public:
+  static constexpr int kReduceScatter = -1;
+
+  ForgetfulCommunicator(std::unique_ptr<Communicator> group, int forgotten)
+      : Communicator(group->rank(), group->size(), group->name(), nullptr),
+        group_(std::move(group)),
+        forgotten_(forgotten) {}
+
+  std::unique_ptr<Communicator> split(int color, int key, std::string name) override {
+    return group_->split(color, key, std::move(name));
+  }
+  void abort(int exit_code) override { group_->abort(exit_code); }
+
+ protected:
+  void do_all_reduce(Stream& stream, const Tensor& tensor, ReduceOp op) override {
+    if (next_++ != forgotten_) group_->all_reduce(stream, tensor, op);
+  }
+  void do_reduce_scatter(Stream& stream, const Tensor& full, const Tensor& shard) override {
+    if (forgotten_ != kReduceScatter) group_->reduce_scatter(stream, full, shard);
+  }
+  void do_all_gather(Stream& stream, const Tensor& shard, const Tensor& full) override {
+    group_->all_gather(stream, shard, full);
+  }
+  void do_broadcast(Stream& stream, const Tensor& tensor, int root) override { group_->broadcast(stream, tensor, root); }
+  void do_barrier(Stream& stream) override { group_->barrier(stream); }
+
+ private:
+  std::unique_ptr<Communicator> group_;
+  int forgotten_;
+  int next_ = 0;
+};
+
+TEST(EquivalenceItself, AnyForgottenSumShows) {
+  const ModelConfig config = small_config(2);
+  ModelRank one(config);
+  one.reduced_gradients(step_batch(1), kSequences, {});
+  const auto error_without = [&](int forgotten, int tensor_size) {
+    Grid grid = Grid::make(make_mpi_communicator(), tensor_size);
+    std::unique_ptr<Communicator>& group = tensor_size == 1 ? grid.data : grid.tensor;
+    group = std::make_unique<ForgetfulCommunicator>(std::move(group), forgotten);
+    ModelRank rank(config, std::move(grid), open_specs(config));
+    rank.reduced_gradients(step_batch(1), kSequences / rank.grid().data->size(), {});
+    return worst_gradient(rank, one).first;
+  };
+  const int ranks = make_mpi_communicator()->size();
+  EXPECT_GT(error_without(ForgetfulCommunicator::kReduceScatter, 1), 0.1);
+  // One of the embedding; in each layer x_proj's and out_proj's; the head's; then, backwards, in each layer that of x_proj's
+  // and fc1's cotangents and that of the layer's input.
+  const int sums = 1 + 2 * 3 + 1 + 2 * 3;
+  for (int forgotten = 0; forgotten < sums; ++forgotten) {
+    EXPECT_GT(error_without(forgotten, ranks), 100 * kTolerance) << "all-reduce " << forgotten << " of " << sums;
+  }
+  EXPECT_LT(error_without(/*forgotten=*/sums + 1, ranks), kTolerance)
+      << "nothing is forgotten: the norm's is number " << sums;
+}
+
+TEST(TensorParallel, RecomputationDoesNotCommunicate) {
+  const ModelConfig config = small_config(2);
+  std::vector<std::pair<std::int64_t, std::int64_t>> counts;
+  for (const Recompute recompute : {Recompute::none, Recompute::block}) {
+    auto world = make_mpi_communicator();
+    const int ranks = world->size();
+    ModelRank rank(config, Grid::make(std::move(world), ranks), open_specs(config));
+    rank.forward_backward(step_batch(1), {.recompute = recompute});
+    const CommunicatorCounters& counters = rank.grid().tensor->counters();
+    counts.emplace_back(counters.calls, counters.bytes);
+  }
+  EXPECT_EQ(counts[0], counts[1]);
+  EXPECT_EQ(counts[0].first, 14 + 1);  // the sums, and the gathering of the loss's three numbers a token
+}
+
+TEST(TensorParallel, RecomputeAndASecondRunGiveTheSameBits) {
+  const ModelConfig config = small_config(2);
+  std::vector<std::vector<float>> gradients;
+  for (const Recompute recompute : {Recompute::none, Recompute::none, Recompute::block}) {
+    auto world = make_mpi_communicator();
+    const int ranks = world->size();
+    ModelRank rank(config, Grid::make(std::move(world), ranks), open_specs(config));
+    rank.forward_backward(step_batch(1), {.recompute = recompute});
+    gradients.push_back(rank.gradients());
+  }
+  EXPECT_EQ(gradients[1], gradients[0]);
+  EXPECT_EQ(gradients[2], gradients[0]);
+}
+
+}  // namespace
+}  // namespace dm
