@@ -37,15 +37,18 @@ struct Holder {
   std::string describe() const { return fmt::format("process {} on {}", pid, host); }
 };
 
-// Field 22 of /proc/<pid>/stat (proc(5)), or nothing when there is no such process. The second field, the command, may hold
-// blanks and ends with the last ')'.
+// Field 22 of /proc/<pid>/stat (proc(5)), or nothing when there is no such process, or one that has ended and waits for its
+// parent (state Z or X): in a container that can take for ever. The second field, the command, may hold blanks and ends
+// with the last ')'.
 std::optional<std::int64_t> process_began(int pid) {
   std::ifstream stream(fmt::format("/proc/{}/stat", pid));
   std::string line;
   if (!std::getline(stream, line)) return std::nullopt;
   std::istringstream fields(line.substr(std::min(line.rfind(')'), line.size() - 1) + 1));
-  std::string skipped;
-  for (int field = 3; field < 22; ++field) fields >> skipped;
+  std::string state, skipped;
+  fields >> state;
+  if (state == "Z" || state == "X") return std::nullopt;
+  for (int field = 4; field < 22; ++field) fields >> skipped;
   std::int64_t began = 0;
   return fields >> began ? std::optional(began) : std::nullopt;
 }
