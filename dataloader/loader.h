@@ -31,7 +31,8 @@ struct StepBatch {
   std::vector<std::int32_t> tokens;   ///< [count, T]
   std::vector<std::int32_t> targets;  ///< [count, T]: the token after each.
   DataState after;                    ///< After the whole step, all ranks: what a checkpoint of this step keeps.
-  std::vector<std::string> skipped;   ///< A sentence for each unit skipped since the step before (the same on every rank).
+  std::vector<std::string>
+      skipped;  ///< Place and fault of each unit skipped since the step before (the same on every rank).
 };
 
 /// The stream is every document as BOS and its tokens, one after the other, epoch after epoch. Sequence i has the T tokens

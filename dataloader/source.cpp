@@ -145,7 +145,7 @@ void DocumentSource::Impl::bad_unit(std::int64_t& counter, const std::string& wh
                   unit.offset, frame > 0 ? " of the decompressed stream" : "");
   if (options.on_error == OnError::error) fail(fmt::format("{}: {}; repair the file or set on_error to skip", place, what));
   ++counter;
-  skipped.push_back(fmt::format("{}: skipped: {}", place, what));
+  skipped.push_back(fmt::format("{}: {}", place, what));
 }
 
 bool DocumentSource::Impl::keeps(std::string_view text) const {

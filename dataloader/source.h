@@ -34,7 +34,7 @@ struct SourceOptions {
 struct Document {
   std::string text;                  ///< Valid UTF-8.
   DataState position;                ///< Its first token; `sequences` and `tokens` are not known here and stay 0.
-  std::vector<std::string> skipped;  ///< A sentence for each unit skipped between the document before and this one.
+  std::vector<std::string> skipped;  ///< Place and fault of each unit skipped between the document before and this one.
 };
 
 /// Sorted matches of each pattern (a path, or a glob as of the shell), pattern by pattern. A file listed twice is read
