@@ -39,7 +39,7 @@ void check_recurrence(const ArgumentCheck& check, const ScanRecurrence& recurren
 template <class Args>
 void check_gating(const ArgumentCheck& check, const Args& args, const Extents& extents) {
   const auto sources = static_cast<std::int64_t>(args.sources.size());
-  check.that((1 + sources) * extents.N <= kMaxScanStates, "more than 1024 states a channel in this layer and its sources");
+  check.that((1 + sources) * extents.N <= kMaxScanStates, "more than 512 states a channel in this layer and its sources");
   check.that(static_cast<bool>(args.gate) == (sources > 0), "gate must be present exactly when there are sources");
   if (args.gate) check.compute("gate", args.gate, extents.activations());
   check.tensor("skip", args.skip, Shape{extents.D}, DType::f32);

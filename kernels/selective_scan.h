@@ -31,7 +31,7 @@ constexpr std::int64_t scan_chunks(std::int64_t tokens) {
 }
 
 /// The most states that one call advances a channel, N · (1 + sources), and the most readers of a backward.
-inline constexpr std::int64_t kMaxScanStates = 1024;
+inline constexpr std::int64_t kMaxScanStates = 512;
 inline constexpr std::int64_t kMaxScanReaders = 64;
 
 /// e_t = h_t · C_t;  r_t = Σ_s h^s_t · C_t over the sources;  y_t = e_t + silu(gate_t) ⊙ r_t + skip ⊙ u_t;

@@ -25,14 +25,19 @@ inline void store_lanes(float* to, FloatLanes lanes, int count = kLanes) {
   std::memcpy(to, &lanes, static_cast<std::size_t>(count) * sizeof(float));
 }
 
+/// Channel blocks that go through a chunk one after the other before any goes on to the next: what they read and write of a
+/// token is contiguous, so they share its memory page.
+inline constexpr int kBlockGroup = 8;
+
 /// Channels [channel, channel + channels) and tokens [token, token + tokens) of sequence `batch`.
 struct Tile {
-  std::int64_t batch;
-  std::int64_t channel;
-  int channels;  ///< Up to kLanes: fewer at the end of the channels.
+  std::int64_t batch = 0;
+  std::int64_t channel = 0;
+  int channels = 0;  ///< Up to kLanes: fewer at the end of the channels.
   std::int64_t token = 0;
   int tokens = 0;  ///< Up to kScanChunk: fewer at the end of the sequence.
 
+  Tile() = default;
   Tile(std::int64_t batch, std::int64_t channel, std::int64_t all_channels)
       : batch(batch), channel(channel), channels(static_cast<int>(std::min<std::int64_t>(kLanes, all_channels - channel))) {}
   /// Moves to chunk number `chunk` of a sequence of `all_tokens`.

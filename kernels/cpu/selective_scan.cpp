@@ -31,52 +31,80 @@ void write_out(const ScanForwardArgs& args, const Tile& tile, Plane& own, const 
   own.store(args.out, tile);
 }
 
-/// A channel block of one sequence from the first token to the last.
-void forward_block(const ScanForwardArgs& args, Tile tile) {
-  const std::int64_t tokens = args.own.u.size(1), N = args.own.A_log.size(1);
-  // The layer's own recurrence, then the sources': N entries each.
-  FloatLanes rates[kMaxScanStates], states[kMaxScanStates];
-  const auto start = [&](const ScanRecurrence& recurrence, std::int64_t at) {
-    load_rates(recurrence, tile, rates + at);
-    for (std::int64_t n = 0; n < N; ++n) {
-      states[at + n] = recurrence.initial ? load_state(tile.in_states(recurrence.initial), tile, N, n) : FloatLanes{};
-    }
-  };
-  start(args.own, 0);
-  for (std::size_t s = 0; s < args.sources.size(); ++s) start(args.sources[s], (static_cast<std::int64_t>(s) + 1) * N);
-
-  // The layer's own states as rows of a [channels, N] matrix.
-  const auto save = [&](float* rows) {
-    for (std::int64_t n = 0; n < N; ++n) store_state(rows, tile, N, n, states[n]);
-  };
-
-  for (std::int64_t chunk = 0; chunk < scan_chunks(tokens); ++chunk) {
-    tile.seek(chunk, tokens);
-    if (args.own.chunk_states) save(tile.in_chunk_states(args.own.chunk_states));
-    const Columns C = Columns::output(args.own.dbc, tile, N);
-    Drive drive;
-    const auto run = [&](const ScanRecurrence& recurrence, std::int64_t at, Plane& readout) {
-      drive.load(recurrence, tile);
-      advance(drive, Columns::input(recurrence.dbc, tile, N), C, N, rates + at, states + at, tile.tokens, readout);
-    };
-    Plane own, dense;
-    own.clear(tile);
-    dense.clear(tile);
-    run(args.own, 0, own);
-    for (std::size_t s = 0; s < args.sources.size(); ++s) {
-      run(args.sources[s], (static_cast<std::int64_t>(s) + 1) * N, dense);
-    }
-    write_out(args, tile, own, dense);
+/// One channel block of one sequence, taken chunk by chunk from the first to the last.
+class BlockForward {
+ public:
+  void start(const ScanForwardArgs& args, const Tile& tile);
+  void run(const ScanForwardArgs& args, std::int64_t chunk);
+  void finish(const ScanForwardArgs& args) const {
+    if (args.final_state) save(tile_.in_states(args.final_state));
   }
-  if (args.final_state) save(tile.in_states(args.final_state));
+
+ private:
+  void start(const ScanRecurrence& recurrence, FloatLanes* rate, FloatLanes* state) const;
+  void save(float* rows) const {
+    for (std::int64_t n = 0; n < states_; ++n) store_state(rows, tile_, states_, n, state_[n]);
+  }
+
+  Tile tile_;
+  std::int64_t states_;
+  // The layer's own, then the sources': states_ entries each.
+  FloatLanes rate_[kMaxScanStates];
+  FloatLanes state_[kMaxScanStates];
+};
+
+void BlockForward::start(const ScanForwardArgs& args, const Tile& tile) {
+  tile_ = tile;
+  states_ = args.own.A_log.size(1);
+  start(args.own, rate_, state_);
+  for (std::size_t s = 0; s < args.sources.size(); ++s) {
+    const std::int64_t at = (static_cast<std::int64_t>(s) + 1) * states_;
+    start(args.sources[s], rate_ + at, state_ + at);
+  }
+}
+
+void BlockForward::start(const ScanRecurrence& recurrence, FloatLanes* rate, FloatLanes* state) const {
+  load_rates(recurrence, tile_, rate);
+  for (std::int64_t n = 0; n < states_; ++n) {
+    state[n] = recurrence.initial ? load_state(tile_.in_states(recurrence.initial), tile_, states_, n) : FloatLanes{};
+  }
+}
+
+void BlockForward::run(const ScanForwardArgs& args, std::int64_t chunk) {
+  tile_.seek(chunk, args.own.u.size(1));
+  if (args.own.chunk_states) save(tile_.in_chunk_states(args.own.chunk_states));
+  const Columns C = Columns::output(args.own.dbc, tile_, states_);
+  Drive drive;
+  Plane own, dense;
+  drive.load(args.own, tile_);
+  own.clear(tile_);
+  advance(drive, Columns::input(args.own.dbc, tile_, states_), C, states_, rate_, state_, tile_.tokens, own);
+  dense.clear(tile_);
+  for (std::size_t s = 0; s < args.sources.size(); ++s) {
+    const std::int64_t at = (static_cast<std::int64_t>(s) + 1) * states_;
+    drive.load(args.sources[s], tile_);
+    advance(drive, Columns::input(args.sources[s].dbc, tile_, states_), C, states_, rate_ + at, state_ + at, tile_.tokens,
+            dense);
+  }
+  write_out(args, tile_, own, dense);
 }
 
 }  // namespace
 
 void selective_scan_forward(Stream&, const ScanForwardArgs& args) {
-  const std::int64_t batch = args.own.u.size(0), channels = args.own.u.size(2);
+  const std::int64_t batch = args.own.u.size(0), tokens = args.own.u.size(1), channels = args.own.u.size(2);
+  BlockForward blocks[kBlockGroup];
   for (std::int64_t b = 0; b < batch; ++b) {
-    for (std::int64_t channel = 0; channel < channels; channel += kLanes) forward_block(args, Tile(b, channel, channels));
+    for (std::int64_t channel = 0; channel < channels;) {
+      int count = 0;
+      for (; count < kBlockGroup && channel < channels; ++count, channel += kLanes) {
+        blocks[count].start(args, Tile(b, channel, channels));
+      }
+      for (std::int64_t chunk = 0; chunk < scan_chunks(tokens); ++chunk) {
+        for (int i = 0; i < count; ++i) blocks[i].run(args, chunk);
+      }
+      for (int i = 0; i < count; ++i) blocks[i].finish(args);
+    }
   }
 }
 

@@ -5,256 +5,247 @@
 namespace dm::cpu {
 namespace {
 
-/// Sums over channels are kept in four parts: parts are added lane by lane from block to block, and together at the end.
-constexpr int kParts = 4;
-using Parts [[gnu::vector_size(4 * kParts)]] = float;
+constexpr float kLn2 = 0.69314718056f;
 
-inline Parts fold(FloatLanes lanes) {
-#if defined(__AVX512F__)
-  using Half [[gnu::vector_size(32)]] = float;
-  const Half half = __builtin_shufflevector(lanes, lanes, 0, 1, 2, 3, 4, 5, 6, 7) +
-                    __builtin_shufflevector(lanes, lanes, 8, 9, 10, 11, 12, 13, 14, 15);
-#else
-  const FloatLanes half = lanes;
-#endif
-#if defined(__AVX__)
-  return __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
-#else
-  return half;
-#endif
+inline void add_lanes(float* to, FloatLanes lanes) {
+  store_lanes(to, load_lanes(to) + lanes);
 }
 
-/// Scratch of one sequence: the parts of B̄ and C̄, and the sources' summed states in a tile.
+/// Pairwise: the upper half onto the lower one, until one is left.
+inline float sum_of_lanes(const float* from) {
+  float lanes[kLanes];
+  std::copy_n(from, kLanes, lanes);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  }
+  return lanes[0];
+}
+
+/// Scratch of one sequence. B̄ and C̄ are sums over all channels: each lane is summed over the channel blocks in their order,
+/// then the lanes together.
 class Scratch {
  public:
   static std::int64_t elements(std::int64_t tokens, std::int64_t states) {
-    return 2 * states * scan_chunks(tokens) * kScanChunk * kParts + states * kScanChunk * kLanes;
+    return (2 * scan_chunks(tokens) + 1) * states * kScanChunk * kLanes;
   }
 
   Scratch(const Tensor& scratch, std::int64_t tokens, std::int64_t states)
       : tokens_(tokens),
         states_(states),
         sums_(scratch.as<float>()),
-        dense_(sums_ + elements(tokens, states) - states * kScanChunk * kLanes) {}
+        source_states_(sums_ + elements(tokens, states) - states * kScanChunk * kLanes) {}
 
-  void clear() { std::fill_n(sums_, dense_ - sums_, 0.0f); }
+  /// kLanes floats a token of the tile: B̄ and C̄ of state n, and Σ_s h^s of state n in the tile at work.
+  float* dB(const Tile& tile, std::int64_t n) const { return sums(tile.token / kScanChunk, n); }
+  float* dC(const Tile& tile, std::int64_t n) const { return sums(tile.token / kScanChunk, states_ + n); }
+  float* source_states(std::int64_t n) const { return source_states_ + n * kScanChunk * kLanes; }
 
-  /// kParts floats a token of the chunk that a tile is in.
-  float* input_sums(const Tile& tile, std::int64_t n) const { return sums(tile.token / kScanChunk, n); }
-  float* output_sums(const Tile& tile, std::int64_t n) const { return sums(tile.token / kScanChunk, states_ + n); }
-  /// kLanes floats a token of a tile.
-  float* dense(std::int64_t n) const { return dense_ + n * kScanChunk * kLanes; }
-
+  void clear_sums() const { std::fill(sums_, source_states_, 0.0f); }
+  void clear_source_states() const { std::fill_n(source_states_, states_ * kScanChunk * kLanes, 0.0f); }
   /// Writes the B and C columns of ddbc.
   void write_sums(const Tensor& ddbc, std::int64_t batch) const {
     const std::int64_t columns = ddbc.size(2), R = columns - 2 * states_;
     for (std::int64_t t = 0; t < tokens_; ++t) {
       float* row = ddbc.as<float>() + (batch * tokens_ + t) * columns + R;
       for (std::int64_t n = 0; n < 2 * states_; ++n) {
-        const float* part = sums(t / kScanChunk, n) + t % kScanChunk * kParts;
-        row[n] = (part[0] + part[1]) + (part[2] + part[3]);
+        row[n] = sum_of_lanes(sums(t / kScanChunk, n) + t % kScanChunk * kLanes);
       }
     }
   }
 
  private:
   float* sums(std::int64_t chunk, std::int64_t column) const {
-    return sums_ + (chunk * 2 * states_ + column) * kScanChunk * kParts;
+    return sums_ + (chunk * 2 * states_ + column) * kScanChunk * kLanes;
   }
 
   std::int64_t tokens_, states_;
   float* sums_;
-  float* dense_;
+  float* source_states_;
 };
 
-inline constexpr float kLn2 = 0.69314718056f;
-
-inline void add_folded(float* sums, int token, FloatLanes lanes) {
-  Parts parts;
-  std::memcpy(&parts, sums + token * kParts, sizeof parts);
-  parts += fold(lanes);
-  std::memcpy(sums + token * kParts, &parts, sizeof parts);
-}
+/// What a tile's backward reads and makes, one tile after the other.
+struct Workspace {
+  Plane u, dy;                   ///< u, ȳ
+  Plane gate, q;                 ///< silu(gate), ȳ silu(gate)
+  Plane dz, dgate;               ///< dz and dgate but for their factors y and r
+  Plane readout, dense_readout;  ///< e, r
+  Plane dinput, dexponent;       ///< Σ_n λ B, Σ_n λ exp(ΔA) h_{t−1} rate
+  Drive drive;
+  Plane decay, before;  ///< exp(ΔA) and h_{t−1} of the state at work
+  Plane reader_q[kMaxScanReaders];
+};
 
 /// One channel block of one sequence, taken chunk by chunk from the last to the first.
 class BlockBackward {
  public:
-  BlockBackward(const ScanBackwardArgs& args, const Tile& tile, const Scratch& scratch)
-      : args_(args),
-        scratch_(scratch),
-        tile_(tile),
-        states_(args.own.A_log.size(1)),
-        skip_(load_lanes(args.skip.as<float>() + tile.channel, tile.channels)) {
-    load_rates(args.own, tile, rate_);
-    for (std::size_t s = 0; s < args.sources.size(); ++s) load_rates(args.sources[s], tile, source_rate(s));
-    std::fill_n(carry_, states_, FloatLanes{});
-    std::fill_n(drate_, states_, FloatLanes{});
-  }
-
-  void run(std::int64_t chunk) {
-    tile_.seek(chunk, args_.own.u.size(1));
-    load();
-    for (std::size_t s = 0; s < args_.sources.size(); ++s) recompute_source(s);
-    for (std::int64_t n = 0; n < states_; ++n) {
-      args_.sources.empty() ? recompute<false>(n) : recompute<true>(n);
-      sweep(n);
-    }
-    write();
-  }
-
+  void start(const ScanBackwardArgs& args, const Tile& tile);
+  void run(const ScanBackwardArgs& args, std::int64_t chunk, const Scratch& scratch, Workspace& w);
   /// Adds the gradients of the parameters, once all chunks have run.
-  void finish() const;
+  void finish(const ScanBackwardArgs& args) const;
 
  private:
   FloatLanes* source_rate(std::size_t s) { return rate_ + (static_cast<std::int64_t>(s) + 1) * states_; }
 
-  void load();
-  void recompute_source(std::size_t s);
+  void load(const ScanBackwardArgs& args, Workspace& w) const;
+  void recompute_source(const ScanRecurrence& source, const FloatLanes* rate, const Scratch& scratch) const;
   template <bool dense>
-  void recompute(std::int64_t n);
-  void sweep(std::int64_t n);
-  void write();
+  void recompute(const ScanBackwardArgs& args, std::int64_t n, const Scratch& scratch, Workspace& w) const;
+  void sweep(const ScanBackwardArgs& args, std::int64_t n, const Scratch& scratch, Workspace& w);
+  void write(const ScanBackwardArgs& args, Workspace& w);
 
-  const ScanBackwardArgs& args_;
-  const Scratch& scratch_;
   Tile tile_;
   std::int64_t states_;
-
-  FloatLanes skip_;
+  FloatLanes skip_, dskip_, dbias_;
   FloatLanes rate_[kMaxScanStates];   // the layer's own, then the sources'
   FloatLanes carry_[kMaxScanStates];  // exp(Δ_{t+1} A) λ_{t+1} at the tile's end
   FloatLanes drate_[kMaxScanStates];  // Σ_t Δ λ exp(ΔA) h_{t−1}
-  FloatLanes dskip_ = {}, dbias_ = {};
-
-  Plane u_, dy_;                   // u, ȳ
-  Plane gate_, q_;                 // silu(gate), ȳ silu(gate)
-  Plane dz_, dgate_;               // dz and dgate but for their factors y and r
-  Plane readout_, dense_readout_;  // e, r
-  Plane dinput_, dexponent_;       // Σ_n λ B, Σ_n λ exp(ΔA) h_{t−1} rate
-  Drive drive_;
-  Plane decay_, before_;  // exp(ΔA) and h_{t−1} of the state at work
-  Plane reader_q_[kMaxScanReaders];
 };
 
-void BlockBackward::load() {
-  u_.load(args_.own.u, tile_);
-  drive_.load(args_.own, tile_);
-  dy_.load(args_.dout, tile_);
-  dz_.load(args_.z, tile_);
-  for (int t = 0; t < tile_.tokens; ++t) {
-    const FloatLanes z = dz_.at[t], dout = dy_.at[t];
-    dz_.at[t] = dout * silu_derivative(z);
-    dy_.at[t] = dout * silu(z);
+void BlockBackward::start(const ScanBackwardArgs& args, const Tile& tile) {
+  tile_ = tile;
+  states_ = args.own.A_log.size(1);
+  skip_ = load_lanes(args.skip.as<float>() + tile.channel, tile.channels);
+  dskip_ = dbias_ = FloatLanes{};
+  load_rates(args.own, tile, rate_);
+  for (std::size_t s = 0; s < args.sources.size(); ++s) load_rates(args.sources[s], tile, source_rate(s));
+  std::fill_n(carry_, states_, FloatLanes{});
+  std::fill_n(drate_, states_, FloatLanes{});
+}
+
+void BlockBackward::run(const ScanBackwardArgs& args, std::int64_t chunk, const Scratch& scratch, Workspace& w) {
+  tile_.seek(chunk, args.own.u.size(1));
+  load(args, w);
+  if (args.sources.empty()) {
+    for (std::int64_t n = 0; n < states_; ++n) {
+      recompute<false>(args, n, scratch, w);
+      sweep(args, n, scratch, w);
+    }
+  } else {
+    scratch.clear_source_states();
+    for (std::size_t s = 0; s < args.sources.size(); ++s) recompute_source(args.sources[s], source_rate(s), scratch);
+    for (std::int64_t n = 0; n < states_; ++n) {
+      recompute<true>(args, n, scratch, w);
+      sweep(args, n, scratch, w);
+    }
   }
-  for (std::size_t k = 0; k < args_.readers.size(); ++k) reader_q_[k].load(args_.readers[k].q, tile_);
-  for (Plane* sum : {&readout_, &dense_readout_, &dinput_, &dexponent_}) sum->clear(tile_);
-  if (args_.sources.empty()) return;
-  gate_.load(args_.gate, tile_);
+  write(args, w);
+}
+
+void BlockBackward::load(const ScanBackwardArgs& args, Workspace& w) const {
+  w.u.load(args.own.u, tile_);
+  w.drive.load(args.own, tile_);
+  w.dy.load(args.dout, tile_);
+  w.dz.load(args.z, tile_);
   for (int t = 0; t < tile_.tokens; ++t) {
-    const FloatLanes gate = gate_.at[t];
-    dgate_.at[t] = dy_.at[t] * silu_derivative(gate);
-    gate_.at[t] = silu(gate);
-    q_.at[t] = dy_.at[t] * gate_.at[t];
+    const FloatLanes z = w.dz.at[t], dout = w.dy.at[t];
+    w.dz.at[t] = dout * silu_derivative(z);
+    w.dy.at[t] = dout * silu(z);
+  }
+  for (std::size_t k = 0; k < args.readers.size(); ++k) w.reader_q[k].load(args.readers[k].q, tile_);
+  for (Plane* sum : {&w.readout, &w.dense_readout, &w.dinput, &w.dexponent}) sum->clear(tile_);
+  if (args.sources.empty()) return;
+  w.gate.load(args.gate, tile_);
+  for (int t = 0; t < tile_.tokens; ++t) {
+    const FloatLanes gate = w.gate.at[t];
+    w.dgate.at[t] = w.dy.at[t] * silu_derivative(gate);
+    w.gate.at[t] = silu(gate);
+    w.q.at[t] = w.dy.at[t] * w.gate.at[t];
   }
 }
 
-/// Adds the states of source s to the sum of the sources' states.
-void BlockBackward::recompute_source(std::size_t s) {
-  const ScanRecurrence& source = args_.sources[s];
+/// Adds the states of one source to the sum of the sources' states.
+void BlockBackward::recompute_source(const ScanRecurrence& source, const FloatLanes* rate, const Scratch& scratch) const {
   Drive drive;
   drive.load(source, tile_);
   const Columns B = Columns::input(source.dbc, tile_, states_);
   const float* starts = tile_.in_chunk_states(source.chunk_states);
   for (std::int64_t n = 0; n < states_; ++n) {
-    float* sum = scratch_.dense(n);
-    if (s == 0) std::fill_n(sum, tile_.tokens * kLanes, 0.0f);
-    run_state(drive, B, n, source_rate(s)[n], load_state(starts, tile_, states_, n), tile_.tokens,
-              [&](int t, FloatLanes, FloatLanes, FloatLanes next) {
-                store_lanes(sum + t * kLanes, load_lanes(sum + t * kLanes) + next);
-              });
+    float* sum = scratch.source_states(n);
+    run_state(drive, B, n, rate[n], load_state(starts, tile_, states_, n), tile_.tokens,
+              [&](int t, FloatLanes, FloatLanes, FloatLanes next) { add_lanes(sum + t * kLanes, next); });
   }
 }
 
 /// The states of the tile from its start, with the readouts and C̄ = Σ_d (ȳ h + q Σ_s h^s).
 template <bool dense>
-void BlockBackward::recompute(std::int64_t n) {
-  const Columns C = Columns::output(args_.own.dbc, tile_, states_);
-  const float* source_states = scratch_.dense(n);
-  float* doutput = scratch_.output_sums(tile_, n);
-  const FloatLanes start = load_state(tile_.in_chunk_states(args_.own.chunk_states), tile_, states_, n);
-  run_state(drive_, Columns::input(args_.own.dbc, tile_, states_), n, rate_[n], start, tile_.tokens,
+void BlockBackward::recompute(const ScanBackwardArgs& args, std::int64_t n, const Scratch& scratch, Workspace& w) const {
+  const Columns C = Columns::output(args.own.dbc, tile_, states_);
+  const float* source_states = scratch.source_states(n);
+  float* dC = scratch.dC(tile_, n);
+  const FloatLanes start = load_state(tile_.in_chunk_states(args.own.chunk_states), tile_, states_, n);
+  run_state(w.drive, Columns::input(args.own.dbc, tile_, states_), n, rate_[n], start, tile_.tokens,
             [&](int t, FloatLanes decay, FloatLanes before, FloatLanes next) {
-              decay_.at[t] = decay;
-              before_.at[t] = before;
-              readout_.at[t] += next * C(t, n);
-              FloatLanes seen = dy_.at[t] * next;
+              w.decay.at[t] = decay;
+              w.before.at[t] = before;
+              w.readout.at[t] += next * C(t, n);
+              FloatLanes seen = w.dy.at[t] * next;
               if constexpr (dense) {
                 const FloatLanes sum = load_lanes(source_states + t * kLanes);
-                dense_readout_.at[t] += sum * C(t, n);
-                seen += q_.at[t] * sum;
+                w.dense_readout.at[t] += sum * C(t, n);
+                seen += w.q.at[t] * sum;
               }
-              add_folded(doutput, t, seen);
+              add_lanes(dC + t * kLanes, seen);
             });
 }
 
 /// The adjoint recurrence of state n, from the tile's end to its start.
-void BlockBackward::sweep(std::int64_t n) {
-  const Columns B = Columns::input(args_.own.dbc, tile_, states_), C = Columns::output(args_.own.dbc, tile_, states_);
+void BlockBackward::sweep(const ScanBackwardArgs& args, std::int64_t n, const Scratch& scratch, Workspace& w) {
+  const Columns B = Columns::input(args.own.dbc, tile_, states_), C = Columns::output(args.own.dbc, tile_, states_);
   Plane source;  // ȳ C + Σ_readers q C
-  for (int t = 0; t < tile_.tokens; ++t) source.at[t] = dy_.at[t] * C(t, n);
-  for (std::size_t k = 0; k < args_.readers.size(); ++k) {
-    const Columns reader_C = Columns::output(args_.readers[k].dbc, tile_, states_);
-    for (int t = 0; t < tile_.tokens; ++t) source.at[t] += reader_q_[k].at[t] * reader_C(t, n);
+  for (int t = 0; t < tile_.tokens; ++t) source.at[t] = w.dy.at[t] * C(t, n);
+  for (std::size_t k = 0; k < args.readers.size(); ++k) {
+    const Columns reader_C = Columns::output(args.readers[k].dbc, tile_, states_);
+    for (int t = 0; t < tile_.tokens; ++t) source.at[t] += w.reader_q[k].at[t] * reader_C(t, n);
   }
-  float* dB = scratch_.input_sums(tile_, n);
+  float* dB = scratch.dB(tile_, n);
   FloatLanes carry = carry_[n], drate = drate_[n];
   for (int t = tile_.tokens - 1; t >= 0; --t) {
     const FloatLanes lambda = carry + source.at[t];
-    dinput_.at[t] += lambda * B(t, n);
-    add_folded(dB, t, lambda * drive_.input.at[t]);
-    carry = decay_.at[t] * lambda;
-    const FloatLanes slope = carry * before_.at[t];
-    dexponent_.at[t] += slope * rate_[n];
-    drate += slope * drive_.delta.at[t];
+    w.dinput.at[t] += lambda * B(t, n);
+    add_lanes(dB + t * kLanes, lambda * w.drive.input.at[t]);
+    carry = w.decay.at[t] * lambda;
+    const FloatLanes slope = carry * w.before.at[t];
+    w.dexponent.at[t] += slope * rate_[n];
+    drate += slope * w.drive.delta.at[t];
   }
   carry_[n] = carry;
   drate_[n] = drate;
 }
 
-void BlockBackward::write() {
-  const FloatLanes bias = load_lanes(args_.own.dt_bias.as<float>() + tile_.channel, tile_.channels);
+void BlockBackward::write(const ScanBackwardArgs& args, Workspace& w) {
+  const FloatLanes bias = load_lanes(args.own.dt_bias.as<float>() + tile_.channel, tile_.channels);
   Plane du, ddt;
-  ddt.load(args_.own.dt, tile_);
+  ddt.load(args.own.dt, tile_);
   for (int t = 0; t < tile_.tokens; ++t) {
-    const FloatLanes ddelta = dexponent_.at[t] * kLn2 + u_.at[t] * dinput_.at[t];
+    const FloatLanes ddelta = w.dexponent.at[t] * kLn2 + w.u.at[t] * w.dinput.at[t];
     ddt.at[t] = ddelta * sigmoid(ddt.at[t] + bias);
     dbias_ += ddt.at[t];
-    du.at[t] = skip_ * dy_.at[t] + drive_.delta.at[t] * dinput_.at[t];
-    dskip_ += dy_.at[t] * u_.at[t];
-    readout_.at[t] += skip_ * u_.at[t];
+    du.at[t] = skip_ * w.dy.at[t] + w.drive.delta.at[t] * w.dinput.at[t];
+    dskip_ += w.dy.at[t] * w.u.at[t];
+    w.readout.at[t] += skip_ * w.u.at[t];
   }
-  ddt.store(args_.ddt, tile_);
-  du.store(args_.du, tile_);
-  if (!args_.sources.empty()) {
+  ddt.store(args.ddt, tile_);
+  du.store(args.du, tile_);
+  if (!args.sources.empty()) {
     for (int t = 0; t < tile_.tokens; ++t) {
-      readout_.at[t] += gate_.at[t] * dense_readout_.at[t];
-      dgate_.at[t] *= dense_readout_.at[t];
+      w.readout.at[t] += w.gate.at[t] * w.dense_readout.at[t];
+      w.dgate.at[t] *= w.dense_readout.at[t];
     }
-    dgate_.store(args_.dgate, tile_);
-    q_.store(args_.q, tile_);
+    w.dgate.store(args.dgate, tile_);
+    w.q.store(args.q, tile_);
   }
-  for (int t = 0; t < tile_.tokens; ++t) dz_.at[t] *= readout_.at[t];
-  dz_.store(args_.dz, tile_);
+  for (int t = 0; t < tile_.tokens; ++t) w.dz.at[t] *= w.readout.at[t];
+  w.dz.store(args.dz, tile_);
 }
 
-void BlockBackward::finish() const {
+void BlockBackward::finish(const ScanBackwardArgs& args) const {
   const auto add = [this](const Tensor& gradient, FloatLanes lanes) {
     float* at = gradient.as<float>() + tile_.channel;
     store_lanes(at, load_lanes(at, tile_.channels) + lanes, tile_.channels);
   };
-  add(args_.dskip, dskip_);
-  add(args_.ddt_bias, dbias_);
-  float* dA_log = args_.dA_log.as<float>() + tile_.channel * states_;
+  add(args.dskip, dskip_);
+  add(args.ddt_bias, dbias_);
+  float* dA_log = args.dA_log.as<float>() + tile_.channel * states_;
   for (std::int64_t n = 0; n < states_; ++n) {
     const FloatLanes A = rate_[n] * kLn2;
     store_state(dA_log, tile_, states_, n, load_state(dA_log, tile_, states_, n) + A * drate_[n]);
@@ -268,13 +259,20 @@ std::int64_t scan_backward_scratch(std::int64_t, std::int64_t tokens, std::int64
 }
 void selective_scan_backward(Stream&, const ScanBackwardArgs& args) {
   const std::int64_t batch = args.own.u.size(0), tokens = args.own.u.size(1), channels = args.own.u.size(2);
-  Scratch scratch(args.scratch, tokens, args.own.A_log.size(1));
+  const Scratch scratch(args.scratch, tokens, args.own.A_log.size(1));
+  BlockBackward blocks[kBlockGroup];
+  Workspace workspace;
   for (std::int64_t b = 0; b < batch; ++b) {
-    scratch.clear();
-    for (std::int64_t channel = 0; channel < channels; channel += kLanes) {
-      BlockBackward block(args, Tile(b, channel, channels), scratch);
-      for (std::int64_t chunk = scan_chunks(tokens); chunk-- > 0;) block.run(chunk);
-      block.finish();
+    scratch.clear_sums();
+    for (std::int64_t channel = 0; channel < channels;) {
+      int count = 0;
+      for (; count < kBlockGroup && channel < channels; ++count, channel += kLanes) {
+        blocks[count].start(args, Tile(b, channel, channels));
+      }
+      for (std::int64_t chunk = scan_chunks(tokens); chunk-- > 0;) {
+        for (int i = 0; i < count; ++i) blocks[i].run(args, chunk, scratch, workspace);
+      }
+      for (int i = 0; i < count; ++i) blocks[i].finish(args);
     }
     scratch.write_sums(args.ddbc, b);
   }

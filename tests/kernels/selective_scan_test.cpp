@@ -460,7 +460,7 @@ TEST(SelectiveScan, WrongArgumentsAreNamed) {
   EXPECT_EQ(refusal([&](ScanForwardArgs& args) { args.sources = wrong; }),
             "selective_scan_forward: a source: A_log is float32 [1, 4, 5], expected float32 [5, 2]");
   const std::vector<ScanRecurrence> many(kMaxScanStates / 2, sources[0]);
-  EXPECT_NE(refusal([&](ScanForwardArgs& args) { args.sources = many; }).find("more than 1024 states"), std::string::npos);
+  EXPECT_NE(refusal([&](ScanForwardArgs& args) { args.sources = many; }).find("more than 512 states"), std::string::npos);
 }
 
 TEST(SelectiveScan, PlanningChecksAndTouchesNothing) {
