@@ -19,10 +19,9 @@ inline constexpr int kLanes = 4;
 using FloatLanes [[gnu::vector_size(4 * kLanes)]] = float;
 using BitLanes [[gnu::vector_size(4 * kLanes)]] = std::uint32_t;
 
-// In all functions `V` is float or FloatLanes. Errors are relative, against the exact value of the float argument, wherever that value is a
-// normal float; a NaN argument gives NaN. They rely on neither -ffast-math nor on a fused multiply-add (with one they are
-// faster), and on rounding to nearest.
-
+// In all functions `V` is float or FloatLanes. Errors are relative, against the exact value of the float argument, wherever
+// that value is a normal float; a NaN argument gives NaN. They rely on neither -ffast-math nor on a fused multiply-add (with
+// one they are faster), and on rounding to nearest.
 template <class V>
 using BitsOf = std::conditional_t<std::is_same_v<V, float>, std::uint32_t, BitLanes>;
 
