@@ -1,4 +1,4 @@
-"""What the end-to-end tests of `densemamba train` share: a tiny corpus, a tiny model, launching, and reading what a run wrote."""
+"""What the end-to-end tests of `densemamba train` share: a tiny corpus and model, launching, and reading what a run wrote."""
 
 import json
 import os

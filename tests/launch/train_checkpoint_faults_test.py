@@ -31,7 +31,7 @@ class CutShort(TrainTest):
         result = self.train("disk", ranks=2, checkpoint__every=1, inject=faults)
         self.assertEqual(len(result.ours), 4, result)
         for line, step, count in zip(result.ours, (1, 2, 4, 5), (1, 2, 1, 2)):
-            self.assertRegex(line, rf"checkpoint of step {step} not saved: rank {step % 2} on .*\(failure {count} of 3 in a row\)")
+            self.assertRegex(line, rf"step {step} not saved: rank {step % 2} on .*\(failure {count} of 3 in a row\)")
         self.assertEqual([event["step"] for event in self.events("disk", "checkpoint_failed")], [1, 2, 4, 5])
         self.assertEqual([event["step"] for event in self.events("disk", "checkpoint")], [3, 6, 7, 8])
         self.assertEqual(self.checkpoints("disk"), ["latest"] + [f"step_{step:08}" for step in (3, 6, 7, 8)])
