@@ -19,6 +19,14 @@ void add_to(Stream& stream, const Tensor& x, const Tensor& y) {
   dispatch(stream, "add_to", DM_TWINS(add_to), x, y);
 }
 
+void convert(Stream& stream, const Tensor& x, const Tensor& y) {
+  const ArgumentCheck check(stream, "convert");
+  const bool narrows = x.dtype() == DType::f32;
+  check.elements("x", x, x.numel(), narrows ? DType::f32 : DType::bf16);
+  check.elements("y", y, x.numel(), narrows ? DType::bf16 : DType::f32);
+  dispatch(stream, "convert", DM_TWINS(convert), x, y);
+}
+
 void silu_forward(Stream& stream, const Tensor& x, const Tensor& y) {
   const ArgumentCheck check(stream, "silu_forward");
   check.compute_elements("x", x, x.numel());

@@ -14,6 +14,10 @@ FillOp fill;
 using AddToOp = void(Stream& stream, const Tensor& x, const Tensor& y);
 AddToOp add_to;
 
+/// y = x, rounded to nearest or widened: one of x, y f32, the other bf16, of one size; no overlap.
+using ConvertOp = void(Stream& stream, const Tensor& x, const Tensor& y);
+ConvertOp convert;
+
 /// y = silu(x) = x · sigmoid(x). x, y of one size; y may alias x.
 using SiluForwardOp = void(Stream& stream, const Tensor& x, const Tensor& y);
 SiluForwardOp silu_forward;
@@ -30,6 +34,7 @@ SumOfSquaresOp sum_of_squares;
 namespace cpu {
 FillOp fill;
 AddToOp add_to;
+ConvertOp convert;
 SiluForwardOp silu_forward;
 SiluBackwardOp silu_backward;
 SumOfSquaresOp sum_of_squares;
@@ -37,6 +42,7 @@ SumOfSquaresOp sum_of_squares;
 namespace cuda {
 FillOp fill;
 AddToOp add_to;
+ConvertOp convert;
 SiluForwardOp silu_forward;
 SiluBackwardOp silu_backward;
 SumOfSquaresOp sum_of_squares;

@@ -20,7 +20,7 @@ void add_rmsnorm_forward(Stream& stream, const Tensor& residual, const Tensor& u
 }
 
 void rmsnorm_backward(Stream& stream, const Tensor& dout, const Tensor& residual, const Tensor& rstd, const Tensor& weight,
-                      const Tensor& dresidual, const Tensor& dweight) {
+                      const Tensor& dresidual, const Tensor& dupdate, const Tensor& dweight) {
   const ArgumentCheck check(stream, "rmsnorm_backward");
   check.tensor("weight", weight, Shape{weight.numel()}, DType::f32);
   const std::int64_t columns = weight.numel(), rows = residual.rows();
@@ -28,8 +28,10 @@ void rmsnorm_backward(Stream& stream, const Tensor& dout, const Tensor& residual
   check.compute_rows("dout", dout, rows, columns);
   check.elements("rstd", rstd, rows, DType::f32);
   check.rows("dresidual", dresidual, rows, columns, DType::f32);
+  if (dupdate) check.compute_rows("dupdate", dupdate, rows, columns);
   check.tensor("dweight", dweight, weight.shape(), DType::f32);
-  dispatch(stream, "rmsnorm_backward", DM_TWINS(rmsnorm_backward), dout, residual, rstd, weight, dresidual, dweight);
+  dispatch(stream, "rmsnorm_backward", DM_TWINS(rmsnorm_backward), dout, residual, rstd, weight, dresidual, dupdate,
+           dweight);
 }
 
 }  // namespace dm

@@ -22,10 +22,13 @@ AddRmsNormForwardOp add_rmsnorm_forward;
 /// With x̂ = residual · rstd:  dresidual += rstd · (dout ⊙ weight − x̂ · mean(dout ⊙ weight ⊙ x̂));
 /// dweight += Σ_rows dout ⊙ x̂.
 ///
+/// dupdate = dresidual after that: the cotangent of the update, in the compute dtype.
+///
 /// dout [.., C]; residual [.., C] f32 (what the forward normalised, its residual_out); rstd [rows] f32; weight [C];
-/// dresidual [.., C] f32 and dweight [C] f32, both accumulated. Rows are summed in a fixed order: same bits every run.
+/// dresidual [.., C] f32 and dweight [C] f32, both accumulated. dupdate
+/// [.., C] compute dtype, may be absent. Rows are summed in a fixed order: same bits every run.
 using RmsNormBackwardOp = void(Stream& stream, const Tensor& dout, const Tensor& residual, const Tensor& rstd,
-                               const Tensor& weight, const Tensor& dresidual, const Tensor& dweight);
+                               const Tensor& weight, const Tensor& dresidual, const Tensor& dupdate, const Tensor& dweight);
 RmsNormBackwardOp rmsnorm_backward;
 
 namespace cpu {

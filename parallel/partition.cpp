@@ -28,7 +28,7 @@ void reduce_scatter_block(Stream& stream, Communicator& data, const BlockPartiti
 
 void all_gather_block(Stream& stream, Communicator& data, const BlockPartition& partition, int block, const Tensor& values) {
   const FlatRange whole = partition.block(block), mine = partition.owned(block);
-  data.all_gather(stream, values.flat(mine.begin, mine.size), values.flat(whole.begin, whole.size));
+  data.all_gather(stream, values.flat(mine.begin - whole.begin, mine.size), values);
 }
 
 }  // namespace dm

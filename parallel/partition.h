@@ -50,7 +50,7 @@ class BlockPartition {
 /// block is undefined afterwards.
 void reduce_scatter_block(Stream& stream, Communicator& data, const BlockPartition& partition, int block,
                           const Tensor& gradients);
-/// Gives every rank of the data group all slices of `block` of `values` (flat, all blocks).
+/// Gives every rank of the data group all slices of `values` (those of `block`, padding included).
 void all_gather_block(Stream& stream, Communicator& data, const BlockPartition& partition, int block, const Tensor& values);
 
 }  // namespace dm

@@ -20,6 +20,19 @@ void add_to(Stream&, const Tensor& x, const Tensor& y) {
   for (std::int64_t i = 0; i < n; ++i) to[i] += from[i];
 }
 
+void convert(Stream&, const Tensor& x, const Tensor& y) {
+  const std::int64_t n = x.numel();
+  if (x.dtype() == DType::f32) {
+    const float* from = x.as<float>();
+    BFloat16* to = y.as<BFloat16>();
+    for (std::int64_t i = 0; i < n; ++i) to[i] = BFloat16(from[i]);
+  } else {
+    const BFloat16* from = x.as<BFloat16>();
+    float* to = y.as<float>();
+    for (std::int64_t i = 0; i < n; ++i) to[i] = static_cast<float>(from[i]);
+  }
+}
+
 void silu_forward(Stream&, const Tensor& x, const Tensor& y) {
   const float* from = x.as<float>();
   float* to = y.as<float>();

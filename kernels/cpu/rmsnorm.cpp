@@ -31,7 +31,7 @@ void add_rmsnorm_forward(Stream&, const Tensor& residual, const Tensor& update, 
 }
 
 void rmsnorm_backward(Stream&, const Tensor& dout, const Tensor& residual, const Tensor& rstd, const Tensor& weight,
-                      const Tensor& dresidual, const Tensor& dweight) {
+                      const Tensor& dresidual, const Tensor& dupdate, const Tensor& dweight) {
   const std::int64_t columns = weight.numel();
   const float* w = weight.as<float>();
   float* dw = dweight.as<float>();
@@ -47,6 +47,7 @@ void rmsnorm_backward(Stream&, const Tensor& dout, const Tensor& residual, const
       dx[c] += scale * (dy[c] * w[c] - normed * mean);
       dw[c] += dy[c] * normed;
     }
+    if (dupdate) std::memcpy(dupdate.as<float>() + row * columns, dx, static_cast<std::size_t>(columns) * sizeof(float));
   }
 }
 

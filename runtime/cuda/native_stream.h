@@ -8,7 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
-#include <source_location>
 #include <string>
 
 #include "runtime/error.h"
@@ -35,12 +34,12 @@ inline NativeStream& native(Stream& stream) {
   return *stream.native();
 }
 
-inline void check(cudaError_t status, const char* expression, std::source_location where) {
+inline void check(cudaError_t status, const char* expression, SourceLocation where) {
   if (status == cudaSuccess) [[likely]]
     return;
   throw Error(std::string(expression) + ": " + cudaGetErrorString(status), ExitCode::retryable, where);
 }
-inline void check(cublasStatus_t status, const char* expression, std::source_location where) {
+inline void check(cublasStatus_t status, const char* expression, SourceLocation where) {
   if (status == CUBLAS_STATUS_SUCCESS) [[likely]]
     return;
   throw Error(std::string(expression) + ": " + cublasLtGetStatusString(status), ExitCode::retryable, where);
@@ -50,4 +49,4 @@ inline void check(cublasStatus_t status, const char* expression, std::source_loc
 
 /// Throws Error with the expression, CUDA's or cuBLAS's words and the place. After a kernel launch:
 /// CUDA_CHECK(cudaGetLastError()).
-#define CUDA_CHECK(expression) ::dm::cuda::check((expression), #expression, std::source_location::current())
+#define CUDA_CHECK(expression) ::dm::cuda::check((expression), #expression, ::dm::SourceLocation::current())

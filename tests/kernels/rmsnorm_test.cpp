@@ -103,17 +103,18 @@ TEST_F(RmsNorm, BackwardIsTheGradient) {
     for (std::size_t i = 0; i < x.size(); ++i) expected_dx[i] += dresidual.as_double()[i];
     for (std::size_t i = 0; i < w.size(); ++i) expected_dw[i] += dweight.as_double()[i];
 
-    Overwritten out(shape), rstd({3});
+    Overwritten out(shape), rstd({3}), dupdate(shape);
     add_rmsnorm_forward(stream, residual.tensor(), Tensor(), weight.tensor(), residual.tensor(), out.tensor(),
                         rstd.tensor());
     rmsnorm_backward(stream, dout.tensor(), residual.tensor(), rstd.tensor(), weight.tensor(), dresidual.tensor(),
-                     dweight.tensor());
+                     dupdate.tensor(), dweight.tensor());
     EXPECT_CLOSE(dresidual, expected_dx, 1e-6) << columns;
+    EXPECT_TRUE(oracle::same_bits(dupdate.values(), dresidual.values()));
     EXPECT_CLOSE(dweight, expected_dw, 1e-6) << columns;
 
     Random dresidual_again("dresidual", shape), dweight_again("dweight", {columns});
     rmsnorm_backward(stream, dout.tensor(), residual.tensor(), rstd.tensor(), weight.tensor(), dresidual_again.tensor(),
-                     dweight_again.tensor());
+                     Tensor(), dweight_again.tensor());
     EXPECT_TRUE(oracle::same_bits(dresidual.values(), dresidual_again.values()));
     EXPECT_TRUE(oracle::same_bits(dweight.values(), dweight_again.values()));
   }
@@ -133,11 +134,11 @@ TEST_F(RmsNorm, NamesTheWrongTensor) {
             "add_rmsnorm_forward: update is float32 [2, 8], expected float32 [3 rows, 8]");
   EXPECT_EQ(error_of([&] {
               rmsnorm_backward(stream, y.tensor(), x.tensor(), rstd.tensor().slice(0, 2), weight.tensor(), y.tensor(),
-                               weight.tensor());
+                               Tensor(), weight.tensor());
             }),
             "rmsnorm_backward: rstd is float32 [2], expected float32 of 3 elements");
   EXPECT_EQ(error_of([&] {
-              rmsnorm_backward(stream, y.tensor(), x.tensor(), rstd.tensor(), weight.tensor(), y.tensor(), Tensor());
+              rmsnorm_backward(stream, y.tensor(), x.tensor(), rstd.tensor(), weight.tensor(), y.tensor(), Tensor(), Tensor());
             }),
             "rmsnorm_backward: dweight is absent, expected float32 [8]");
 }

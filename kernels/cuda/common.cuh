@@ -1,0 +1,116 @@
+// Shared by the CUDA ops: eight elements a thread as 16-byte accesses, reductions in a fixed order, activations in float32.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "runtime/cuda/native_stream.h"
+#include "runtime/tensor.h"
+
+namespace dm::cuda {
+
+using bf16 = __nv_bfloat16;
+
+/// Elements that a thread moves at once: 16 bytes of bf16, 32 of float.
+inline constexpr int kVector = 8;
+
+/// The tensor's elements as the type kernels compute on.
+template <class T>
+T* pointer(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data());
+}
+
+/// Calls work(T{}) with T the element type of a compute dtype.
+template <class Work>
+void with_compute_type(DType dtype, const Work& work) {
+  if (dtype == DType::f32) {
+    work(float{});
+  } else {
+    require(dtype == DType::bf16, "a CUDA op computes on float32 or bfloat16");
+    work(bf16{});
+  }
+}
+
+/// True when every address may be accessed 16 bytes at a time.
+template <class... Pointers>
+bool aligned16(const Pointers*... pointers) {
+  return ((reinterpret_cast<std::uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+inline int ceil_div(std::int64_t value, std::int64_t unit) { return static_cast<int>((value + unit - 1) / unit); }
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
+template <class T>
+__device__ inline T from_float(float x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return x;
+  } else {
+    return __float2bfloat16_rn(x);
+  }
+}
+
+__device__ inline void load8(const float* from, float (&x)[kVector]) {
+  const float4 low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
+  x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+  x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+}
+__device__ inline void load8(const bf16* from, float (&x)[kVector]) {
+  const uint4 words = *reinterpret_cast<const uint4*>(from);
+  const std::uint32_t packed[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    x[2 * i] = __uint_as_float(packed[i] << 16);
+    x[2 * i + 1] = __uint_as_float(packed[i] & 0xffff0000u);
+  }
+}
+__device__ inline void store8(float* to, const float (&x)[kVector]) {
+  reinterpret_cast<float4*>(to)[0] = make_float4(x[0], x[1], x[2], x[3]);
+  reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
+}
+__device__ inline void store8(bf16* to, const float (&x)[kVector]) {
+  std::uint32_t packed[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
+    packed[i] = *reinterpret_cast<const std::uint32_t*>(&pair);
+  }
+  *reinterpret_cast<uint4*>(to) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+}
+
+/// 1 / (1 + exp(-x)), relative error below 4e-7; exact at both ends.
+__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+__device__ inline float silu(float x) { return x * sigmoid(x); }
+/// d silu / dx = s + x·s·(1 − s) with s = sigmoid(x).
+__device__ inline float silu_derivative(float x) {
+  const float s = sigmoid(x);
+  return s * (1.0f + x * (1.0f - s));
+}
+
+template <class T>
+__device__ inline T warp_sum(T x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+__device__ inline float warp_max(float x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, step));
+  return x;
+}
+
+/// Sum over the block, on every thread. `shared` holds 32 elements and is free again after the next barrier of the caller; two calls in
+/// a row need two arrays or a barrier between them.
+template <class T>
+__device__ inline T block_sum(T x, T* shared) {
+  x = warp_sum(x);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+  __syncthreads();
+  const int warps = (blockDim.x + 31) / 32;
+  T sum = threadIdx.x % 32 < warps ? shared[threadIdx.x % 32] : T(0);
+  return warp_sum(sum);
+}
+
+}  // namespace dm::cuda
