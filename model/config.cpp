@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "kernels/selective_scan.h"
 #include "runtime/error.h"
 
 namespace dm {
@@ -30,6 +31,13 @@ void ModelConfig::resolve() {
   check_range("dt_rank", dt_rank, 1, d_inner());
   check_range("gate_rank", gate_rank, 1, d_inner());
   check_range("vocabulary", vocabulary, 1, std::int64_t{1} << 24);
+  const std::int64_t most_sources = sources_of(layers - 1);
+  if (d_state * (1 + most_sources) > kMaxScanStates || most_sources > kMaxScanReaders) {
+    fail(fmt::format("--model.dense_depth {} with --model.d_state {} advances {} states a channel; at most {} are possible, "
+                     "and {} layers below",
+                     dense_depth, d_state, d_state * (1 + most_sources), kMaxScanStates, kMaxScanReaders),
+         ExitCode::usage);
+  }
 }
 
 std::int64_t ModelConfig::parameters() const {

@@ -83,6 +83,29 @@ TEST(ModelConfig, RefusesByTheOptionsName) {
             "--model.vocabulary is 0; it must lie between 1 and 16777216");
 }
 
+TEST(ModelConfig, RefusesWhatTheScanCannotHold) {
+  EXPECT_EQ(
+      refusal([](ModelConfig& c) {
+        c.layers = 8;
+        c.d_state = 256;
+        c.dense_depth = 4;
+      }),
+      "--model.dense_depth 4 with --model.d_state 256 advances 1280 states a channel; at most 1024 are possible, and 64 "
+      "layers below");
+  EXPECT_NE(refusal([](ModelConfig& c) {
+              c.layers = 100;
+              c.d_state = 4;
+              c.dense_depth = 65;
+            }),
+            "accepted");
+  // Four layers have at most three below them, however deep they may read.
+  EXPECT_EQ(refusal([](ModelConfig& c) {
+              c.d_state = 256;
+              c.dense_depth = 4;
+            }),
+            "accepted");
+}
+
 TEST(ModelConfig, HasThePublishedNumbersOfParameters) {
   EXPECT_EQ(sized(24, 768, 0).parameters(), 129'135'360);
   EXPECT_EQ(sized(48, 1024, 0).parameters(), 371'516'416);
