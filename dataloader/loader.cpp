@@ -17,8 +17,14 @@
 namespace dm {
 namespace {
 
-/// Text that may wait between the reader and the packer, beside the last document.
-constexpr std::size_t kBytesAhead = 8 << 20;
+/// Text that may wait between the reader and the packer, beside the last document: about twice that of the steps prepared
+/// ahead, so that a start does not tokenize minutes of training before the first step, within bounds that keep several
+/// tokenizer threads busy and memory small.
+std::size_t bytes_ahead_of(const LoaderOptions& options) {
+  constexpr std::int64_t kLeast = 256 << 10, kMost = 8 << 20, kBytesPerToken = 4;
+  const std::int64_t tokens = std::min(options.prefetch * options.batch, kMost) * std::min(options.sequence, kMost);
+  return static_cast<std::size_t>(std::clamp(2 * tokens * kBytesPerToken, kLeast, kMost));
+}
 
 /// One document on its way from the reader to the packer.
 struct Job {
@@ -63,6 +69,7 @@ struct Loader::Impl {
 
   const LoaderOptions options;
   const std::int64_t vocabulary;
+  const std::size_t bytes_ahead;
   DocumentSource source;
   Packer packer;
 
@@ -88,6 +95,7 @@ struct Loader::Impl {
 Loader::Impl::Impl(LoaderOptions given, const DataState& start)
     : options(std::move(given)),
       vocabulary(options.vocabulary > 0 ? options.vocabulary : options.tokenizer->vocabulary()),
+      bytes_ahead(bytes_ahead_of(options)),
       source(options.source, start),
       packer(options.sequence, options.batch, options.rank, options.world, start) {}
 
@@ -128,7 +136,7 @@ void Loader::Impl::read() {
 /// Waits for room and queues the job; false when the loader is being destroyed.
 bool Loader::Impl::push(std::unique_ptr<Job> job) {
   std::unique_lock lock(mutex);
-  room.wait(lock, [&] { return stopped || jobs.empty() || bytes + job->bytes <= kBytesAhead; });
+  room.wait(lock, [&] { return stopped || jobs.empty() || bytes + job->bytes <= bytes_ahead; });
   if (stopped) return false;
   bytes += job->bytes;
   todo.push_back(job.get());
