@@ -8,24 +8,35 @@
 
 namespace dm {
 
-/// Axis letters: B batch, T time, D channels of this rank, N states a channel, R dt rank, S chunks of `kScanChunk` tokens.
+/// Axis letters: B batch, T time, D channels of this rank, N states a channel, R dt rank. All activations of a call have one
+/// compute dtype: float32 on the CPU, float32 or bfloat16 on CUDA.
 ///
 /// One layer's recurrence (Gu & Dao, "Mamba", arXiv 2312.00752, eq. 2 with the simplified Euler input):
 ///   Δ_t = softplus(dt_t + dt_bias);  A = −exp(A_log);  h_t = exp(Δ_t A) ⊙ h_{t−1} + (Δ_t u_t) ⊗ B_t
 /// Everything it needs to be run again by a layer above, which is how a dense readout reads its states: h is never stored.
 struct ScanRecurrence {
   Tensor u;             ///< [B, T, D] compute dtype.
-  Tensor dt;            ///< [B, T, D] compute dtype or f32: output of dt_proj before bias and softplus.
+  Tensor dt;            ///< [B, T, D] compute dtype: output of dt_proj before bias and softplus.
   Tensor dt_bias;       ///< [D] f32.
   Tensor A_log;         ///< [D, N] f32.
   Tensor dbc;           ///< [B, T, R+2N] f32: columns δ (R), B (N), C (N).
   Tensor initial;       ///< [B, D, N] f32, the state before the first token; absent means zero.
-  Tensor chunk_states;  ///< [B, S, D, N] f32: state before each chunk; written by forward, read by backward.
+  Tensor chunk_states;  ///< As `scan_states` says: states that forward saves and backward starts again from.
 };
 
-/// Tokens between two saved states. Saved states take 4·N / kScanChunk bytes a channel and token.
+/// What `chunk_states` of a recurrence is: the state before each chunk of tokens, laid out as the device likes it.
+struct ScanStates {
+  Shape shape;
+  DType dtype;
+};
+/// On the CPU [B, scan_chunks(T), D, N] float32: 4·N / kScanChunk bytes a channel and token. On CUDA every 8 tokens, N
+/// rounded up to 16 and in the compute dtype: 2·N / 8 bytes a channel and token in bfloat16 (their rounding is seen by eight
+/// steps only).
+ScanStates scan_states(DeviceKind device, DType compute, std::int64_t batch, std::int64_t tokens, std::int64_t channels,
+                       std::int64_t states);
+
+/// The CPU's chunk: tokens between two saved states.
 inline constexpr int kScanChunk = 32;
-/// S for T tokens.
 constexpr std::int64_t scan_chunks(std::int64_t tokens) {
   return (tokens + kScanChunk - 1) / kScanChunk;
 }
@@ -85,13 +96,12 @@ struct ScanBackwardArgs {
   Tensor dA_log;    ///< [D, N] f32, accumulated.
   Tensor dskip;     ///< [D] f32, accumulated.
   Tensor ddt_bias;  ///< [D] f32, accumulated.
-  Tensor scratch;   ///< f32, at least scan_backward_scratch(B, T, D, N) elements; contents undefined before and after.
+  Tensor scratch;   ///< f32, at least scan_backward_scratch elements; contents undefined before and after.
 };
 
-/// float32 elements of scratch that the backward needs (the largest of what the backends need).
-using ScanBackwardScratch = std::int64_t(std::int64_t batch, std::int64_t tokens, std::int64_t channels,
-                                         std::int64_t states);
-ScanBackwardScratch scan_backward_scratch;
+/// float32 elements of scratch that the backward of a layer with or without `sources` needs on a device.
+std::int64_t scan_backward_scratch(DeviceKind device, std::int64_t batch, std::int64_t tokens, std::int64_t channels,
+                                   std::int64_t states, bool sources);
 
 /// For sequences whose initial state is zero (own.initial and the sources' are ignored: chunk_states hold every start).
 /// Sums over channels and over time in a fixed order: same bits every run.
@@ -101,12 +111,17 @@ ScanBackwardOp selective_scan_backward;
 namespace cpu {
 ScanForwardOp selective_scan_forward;
 ScanBackwardOp selective_scan_backward;
-ScanBackwardScratch scan_backward_scratch;
+std::int64_t scan_backward_scratch(std::int64_t batch, std::int64_t tokens, std::int64_t channels, std::int64_t states);
 }  // namespace cpu
 namespace cuda {
 ScanForwardOp selective_scan_forward;
 ScanBackwardOp selective_scan_backward;
-ScanBackwardScratch scan_backward_scratch;
 }  // namespace cuda
+
+/// The CPU's.
+inline std::int64_t scan_backward_scratch(std::int64_t batch, std::int64_t tokens, std::int64_t channels,
+                                          std::int64_t states) {
+  return cpu::scan_backward_scratch(batch, tokens, channels, states);
+}
 
 }  // namespace dm

@@ -144,7 +144,7 @@ struct Gradients {
         dA_log("dA_log", {x.D, x.N}),
         dskip("dskip", {x.D}),
         ddt_bias("ddt_bias", {x.D}),
-        scratch({scan_backward_scratch(x.B, x.T, x.D, x.N)}, scratch_value) {}
+        scratch({scan_backward_scratch(DeviceKind::cpu, x.B, x.T, x.D, x.N, true)}, scratch_value) {}
 
   ScanExtents x;
   Overwritten du, ddt, dz, dgate, q;

@@ -1,0 +1,200 @@
+// What the kernels of the selective scan share: their view of a recurrence, asynchronous copies to shared memory, fast
+// functions.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/scan_layout.h"
+#include "kernels/selective_scan.h"
+
+namespace dm::cuda::scan {
+
+inline constexpr int kThreads = 128;
+inline constexpr float kLog2e = 1.4426950408889634f;
+inline constexpr float kLn2 = 0.6931471805599453f;
+
+/// Relative error below 2^-22; no denormals.
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+/// Absolute error below 2^-22 near 1, relative below 2^-22 elsewhere.
+__device__ inline float log2_fast(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ inline float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ inline float sigmoid(float x) {
+  return reciprocal(1.0f + exp2_fast(-x * kLog2e));
+}
+
+/// softplus(x) and sigmoid(x) = softplus'(x), which share an exponential. Relative error below 2e-6: below e = 1/8, where
+/// the logarithm's absolute error would count, log1p(e) is e times a polynomial.
+struct Softplus {
+  float value, slope;
+
+  __device__ explicit Softplus(float x) {
+    const float e = exp2_fast(fminf(x, 80.0f) * kLog2e), above = 1.0f + e;
+    const float near_zero =
+        e * (0.99999999f + e * (-0.49999692f + e * (0.33313400f + e * (-0.24542373f + e * 0.15580920f))));
+    const float log = e < 0.125f ? near_zero : log2_fast(above) * kLn2;
+    value = x > 20.0f ? x : log;
+    slope = e * reciprocal(above);
+  }
+};
+
+/// 16 or 4 bytes from global to shared memory, zeros instead when not `valid`; `from` must be an address all the same.
+__device__ inline void copy16_async(void* to, const void* from, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "l"(from), "r"(valid ? 16 : 0)
+               : "memory");
+}
+__device__ inline void copy4_async(void* to, const void* from, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "l"(from), "r"(valid ? 4 : 0)
+               : "memory");
+}
+/// Waits for all copies of this thread; a barrier after it shows them to the block.
+__device__ inline void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+__device__ inline void load4(const float* from, float (&x)[4]) {
+  const float4 v = *reinterpret_cast<const float4*>(from);
+  x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+}
+__device__ inline void load4(const bf16* from, float (&x)[4]) {
+  const uint2 words = *reinterpret_cast<const uint2*>(from);
+  x[0] = __uint_as_float(words.x << 16), x[1] = __uint_as_float(words.x & 0xffff0000u);
+  x[2] = __uint_as_float(words.y << 16), x[3] = __uint_as_float(words.y & 0xffff0000u);
+}
+__device__ inline void store4(float* to, const float (&x)[4]) {
+  *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]);
+}
+__device__ inline void store4(bf16* to, const float (&x)[4]) {
+  const __nv_bfloat162 low = __floats2bfloat162_rn(x[0], x[1]), high = __floats2bfloat162_rn(x[2], x[3]);
+  *reinterpret_cast<uint2*>(to) =
+      make_uint2(*reinterpret_cast<const std::uint32_t*>(&low), *reinterpret_cast<const std::uint32_t*>(&high));
+}
+
+struct Extents {
+  int batch, tokens, channels, states, columns, slices, saved;
+  bool vector;  ///< Rows of activations begin at multiples of 16 bytes.
+
+  __device__ std::int64_t sequence(int b) const { return static_cast<std::int64_t>(b) * tokens * channels; }
+  __device__ std::int64_t column_rows(int b) const { return static_cast<std::int64_t>(b) * tokens * columns; }
+  /// The first of D·16 saved states.
+  __device__ std::int64_t saved_states(int b, int chunk, int slice) const {
+    return ((static_cast<std::int64_t>(b) * saved + chunk) * slices + slice) * channels * kStates;
+  }
+};
+
+/// One layer's recurrence as kernels see it.
+template <class T>
+struct Recurrence {
+  const T* u;
+  const T* dt;
+  const float* dt_bias;
+  const float* A_log;
+  const float* dbc;
+  const float* initial;
+  T* states;
+};
+
+template <class T>
+Recurrence<T> view(const ScanRecurrence& r) {
+  return {pointer<const T>(r.u),
+          pointer<const T>(r.dt),
+          pointer<const float>(r.dt_bias),
+          pointer<const float>(r.A_log),
+          pointer<const float>(r.dbc),
+          r.initial ? pointer<const float>(r.initial) : nullptr,
+          r.chunk_states ? pointer<T>(r.chunk_states) : nullptr};
+}
+
+inline Extents extents_of(const ScanRecurrence& own) {
+  Extents x{};
+  x.batch = static_cast<int>(own.u.size(0)), x.tokens = static_cast<int>(own.u.size(1));
+  x.channels = static_cast<int>(own.u.size(2)), x.states = static_cast<int>(own.A_log.size(1));
+  x.columns = static_cast<int>(own.dbc.size(2));
+  x.slices = static_cast<int>(slices_of(x.states)), x.saved = static_cast<int>(saved_of(x.tokens));
+  x.vector = x.channels % kVector == 0;
+  return x;
+}
+/// Every activation that kernels copy 16 bytes at a time is passed here once.
+inline void require_alignment(Extents& x, const Tensor& tensor) {
+  x.vector = x.vector && (!tensor || reinterpret_cast<std::uintptr_t>(tensor.data()) % 16 == 0);
+}
+
+/// A · log2(e) of one state, zero outside.
+template <class T>
+__device__ float rate_of(const Recurrence<T>& r, const Extents& x, int channel, int n) {
+  if (channel >= x.channels || n >= x.states) return 0.0f;
+  return -expf(r.A_log[static_cast<std::int64_t>(channel) * x.states + n]) * kLog2e;
+}
+
+/// kTokens × 64 elements of a [T, D] activation of one sequence, from (token, channel), to rows of 64; zeros outside.
+template <int kTokens, class T>
+__device__ void copy_rows(T* to, const T* from, const Extents& x, int token, int channel) {
+  constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kChannels / kEach;
+#pragma unroll
+  for (int i = threadIdx.x; i < kTokens * kRow; i += kThreads) {
+    const int t = i / kRow, c = i % kRow * kEach;
+    const T* row = from + static_cast<std::int64_t>(token + t) * x.channels + channel;
+    const bool inside = token + t < x.tokens;
+    if (x.vector) {
+      const bool valid = inside && channel + c < x.channels;
+      copy16_async(to + t * kChannels + c, valid ? row + c : from, valid);
+    } else {
+      for (int k = 0; k < kEach; ++k) {
+        to[t * kChannels + c + k] = inside && channel + c + k < x.channels ? row[c + k] : from_float<T>(0.0f);
+      }
+    }
+  }
+}
+
+/// kTokens × 16 columns of a [T, R+2N] projection of one sequence to rows of 16; zeros outside. `count` columns exist.
+template <int kTokens>
+__device__ void copy_columns(float* to, const float* from, const Extents& x, int token, int column, int count) {
+#pragma unroll
+  for (int i = threadIdx.x; i < kTokens * kStates; i += kThreads) {
+    const int t = i / kStates, n = i % kStates;
+    const bool valid = token + t < x.tokens && n < count;
+    copy4_async(to + i, valid ? from + static_cast<std::int64_t>(token + t) * x.columns + column + n : from, valid);
+  }
+}
+
+/// kVector or four elements of a row of an activation; those outside stay unwritten.
+template <int kCount, class T>
+__device__ void store_row(T* row, int channel, const Extents& x, const float (&values)[kCount]) {
+  if (x.vector) {
+    if (channel >= x.channels) return;
+    if constexpr (kCount == kVector) {
+      store8(row + channel, values);
+    } else {
+      store4(row + channel, values);
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      if (channel + k < x.channels) row[channel + k] = from_float<T>(values[k]);
+    }
+  }
+}
+
+/// Launches with `shared` bytes of dynamic shared memory.
+template <class Params>
+void launch(void (*kernel)(Params), dim3 grid, std::size_t shared, const NativeStream& native, const Params& params) {
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+  kernel<<<grid, kThreads, shared, native.stream>>>(params);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace dm::cuda::scan

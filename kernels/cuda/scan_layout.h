@@ -1,0 +1,59 @@
+// How the CUDA selective scan cuts its work, and the sizes that follow: what host, kernels and memory plan share.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace dm::cuda::scan {
+
+inline constexpr int kSavedTokens = 8;  ///< Tokens between two saved states.
+inline constexpr int kChannels = 64;    ///< Channels of a block.
+inline constexpr int kStates =
+    16;  ///< States that a block advances; more than 16 are cut into slices of 16, fewer are padded.
+
+constexpr std::int64_t pieces(std::int64_t count, std::int64_t size) {
+  return (count + size - 1) / size;
+}
+constexpr std::int64_t slices_of(std::int64_t states) {
+  return pieces(states, kStates);
+}
+constexpr std::int64_t blocks_of(std::int64_t channels) {
+  return pieces(channels, kChannels);
+}
+constexpr std::int64_t saved_of(std::int64_t tokens) {
+  return pieces(tokens, kSavedTokens);
+}
+
+/// Segments of time that blocks of their own walk, when whole sequences are too few to fill a GPU of about 132
+/// multiprocessors with two blocks each. A function of the extents alone, so that results do not depend on the device.
+constexpr std::int64_t segments_of(std::int64_t batch, std::int64_t tokens, std::int64_t channels) {
+  constexpr std::int64_t kFull = 264, kEnough = 88, kShortest = 256;
+  const std::int64_t blocks = std::max<std::int64_t>(batch * blocks_of(channels), 1);
+  if (blocks > kEnough) return 1;
+  return std::max<std::int64_t>(1, std::min(pieces(kFull, blocks), tokens / kShortest));
+}
+
+/// Where the parts of the backward's scratch begin, in floats.
+struct BackwardScratch {
+  std::int64_t columns;         ///< [blocks, B·T, slices, 32]: B̄ and C̄ summed over a block's channels
+  std::int64_t source_columns;  ///< [blocks, B·T, slices, 16]: the sources' part of C̄
+  std::int64_t rates;           ///< [B, segments, slices, D, 16]: Σ_t of Δ λ exp(ΔA) h
+  std::int64_t vectors;         ///< [B, segments, 2, D]: dskip, ddt_bias
+  std::int64_t carries;         ///< [B, segments, slices, D, 16]: the adjoint that enters a segment from behind
+  std::int64_t planes;          ///< [3, B, T, D]: sums over the slices so far, when there are several
+  std::int64_t total;
+
+  BackwardScratch(std::int64_t batch, std::int64_t tokens, std::int64_t channels, std::int64_t states, bool dense) {
+    const std::int64_t slices = slices_of(states), segments = segments_of(batch, tokens, channels);
+    const std::int64_t rows = blocks_of(channels) * batch * tokens * slices;
+    columns = 0;
+    source_columns = columns + rows * 2 * kStates;
+    rates = source_columns + (dense ? rows * kStates : 0);
+    vectors = rates + batch * segments * slices * channels * kStates;
+    carries = vectors + batch * segments * 2 * channels;
+    planes = carries + (segments > 1 ? batch * segments * slices * channels * kStates : 0);
+    total = planes + (slices > 1 ? 3 * batch * tokens * channels : 0);
+  }
+};
+
+}  // namespace dm::cuda::scan
