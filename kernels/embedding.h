@@ -14,8 +14,8 @@ using EmbeddingForwardOp = void(Stream& stream, const Tensor& tokens, const Tens
                                 const Tensor& out);
 EmbeddingForwardOp embedding_forward;
 
-/// dtable[tokens[i] − first_row] += dout[i] for the tokens of this rank, in token order: same bits every run.
-/// tokens [..] i32; dout [.., C] f32; dtable [V_local, C] f32, accumulated.
+/// dtable[tokens[i] − first_row] += dout[i] for the tokens of this rank, added in an order that the tokens alone decide:
+/// same bits every run. tokens [..] i32; dout [.., C] f32; dtable [V_local, C] f32, accumulated.
 using EmbeddingBackwardOp = void(Stream& stream, const Tensor& tokens, const Tensor& dout, std::int64_t first_row,
                                  const Tensor& dtable);
 EmbeddingBackwardOp embedding_backward;

@@ -1,14 +1,17 @@
 // Causal depthwise convolution with SiLU on the GPU: a thread owns neighbouring channels and walks a tile of time.
 //
-// The last W inputs stay in registers, so every x is read once (and W − 1 again at each tile's edge): 4 bytes a channel and token forward,
-// 6 backward in bf16, bound by memory. The fast kernels have W = 4 and four channels a thread (8-byte accesses, a warp covers 256 bytes
-// of a row); other W, odd widths and calls with history take the general ones, one channel a thread.
+// The last W inputs stay in registers, so every x is read once (and W − 1 again at each tile's edge): 4 bytes a channel and
+// token forward, 6 backward in bf16, bound by memory. The fast kernels have W = 4 and four channels a thread (8-byte
+// accesses of bf16, a warp covers 256 bytes of a row), four tokens in flight; other W, odd widths and calls with history
+// take the general ones, one channel a thread.
 //
-// dweight and dbias: each (batch, tile) leaves a partial [D, W + 1] in the stream's workspace; a second kernel adds them in order.
+// dweight and dbias: each (batch, tile) leaves a partial row [D·W | D] in the stream's workspace; a second kernel adds them
+// in order.
+#include "kernels/causal_conv.h"
+
 #include <algorithm>
 
-#include "kernels/causal_conv.h"
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/reduction.cuh"
 
 namespace dm::cuda {
 namespace {
@@ -18,23 +21,46 @@ constexpr int kTaps = 4;      // of the fast kernels
 constexpr int kChannels = 4;  // a thread of the fast kernels
 constexpr int kMaxTaps = 8;
 constexpr int kForwardTile = 64;
+constexpr int kBatch = 4;  // tokens in flight of the fast kernels
 
-__device__ inline void load4(const float* from, float (&x)[kChannels]) {
-  const float4 v = *reinterpret_cast<const float4*>(from);
-  x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+/// A thread's channels of one token as they lie in memory.
+template <class T>
+struct alignas(sizeof(T) * kChannels) Quad {
+  T values[kChannels];
+};
+template <class T>
+__device__ inline Quad<T> load4(const T* from) {
+  return *reinterpret_cast<const Quad<T>*>(from);
 }
-__device__ inline void load4(const bf16* from, float (&x)[kChannels]) {
-  const uint2 words = *reinterpret_cast<const uint2*>(from);
-  x[0] = __uint_as_float(words.x << 16), x[1] = __uint_as_float(words.x & 0xffff0000u);
-  x[2] = __uint_as_float(words.y << 16), x[3] = __uint_as_float(words.y & 0xffff0000u);
+template <class T>
+__device__ inline void unpack(const Quad<T>& quad, float (&x)[kChannels]) {
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) x[c] = to_float(quad.values[c]);
 }
-__device__ inline void store4(float* to, const float (&x)[kChannels]) {
-  *reinterpret_cast<float4*>(to) = make_float4(x[0], x[1], x[2], x[3]);
+template <class T>
+__device__ inline void store4(T* to, const float (&x)[kChannels]) {
+  Quad<T> quad;
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) quad.values[c] = from_float<T>(x[c]);
+  *reinterpret_cast<Quad<T>*>(to) = quad;
 }
-__device__ inline void store4(bf16* to, const float (&x)[kChannels]) {
-  const __nv_bfloat162 low = __floats2bfloat162_rn(x[0], x[1]), high = __floats2bfloat162_rn(x[2], x[3]);
-  *reinterpret_cast<uint2*>(to) =
-      make_uint2(*reinterpret_cast<const std::uint32_t*>(&low), *reinterpret_cast<const std::uint32_t*>(&high));
+/// Makes room for the newest: row w takes what row w + 1 held.
+__device__ inline void shift(float (&rows)[kTaps][kChannels]) {
+#pragma unroll
+  for (int w = 0; w + 1 < kTaps; ++w) {
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) rows[w][c] = rows[w + 1][c];
+  }
+}
+/// Loads x_{begin − 3} … x_{begin − 1} into rows 1 … 3, from where the first shift moves them down; zero before the
+/// sequence.
+template <class T>
+__device__ inline void load_before(const T* x, int begin, int D, float (&window)[kTaps][kChannels]) {
+#pragma unroll
+  for (int w = 1; w < kTaps; ++w) {
+    const int t = begin - kTaps + w;
+    if (t >= 0) unpack(load4(x + std::int64_t{t} * D), window[w]);
+  }
 }
 
 /// A thread's weights and bias: four channels of [D, 4].
@@ -44,115 +70,113 @@ struct Taps {
 
   __device__ Taps(const float* weights, const float* biases, int channel) {
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-      float row[kTaps];
-      load4(weights + (channel + c) * kTaps, row);
+    for (int c = 0; c < kChannels; ++c) unpack(load4(weights + (channel + c) * kTaps), weight[c]);
+    unpack(load4(biases + channel), bias);
+  }
+
+  __device__ float operator()(const float (&window)[kTaps][kChannels], int c) const {
+    float p = bias[c];
 #pragma unroll
-      for (int w = 0; w < kTaps; ++w) weight[c][w] = row[w];
-    }
-    load4(biases + channel, bias);
+    for (int w = 0; w < kTaps; ++w) p += weight[c][w] * window[w][c];
+    return p;
   }
 };
 
 /// Grid: channels / 4 / threads, tiles, batch.
 template <class T>
-__global__ void __launch_bounds__(kThreads) forward(const T* x, const float* weight, const float* bias, T* out, int tokens, int D) {
+__global__ void __launch_bounds__(kThreads, 8)
+    forward(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias, T* __restrict__ out,
+            int tokens, int D) {
   const int channel = (blockIdx.x * kThreads + threadIdx.x) * kChannels;
   if (channel >= D) return;
   const Taps taps(weight, bias, channel);
   const int begin = blockIdx.y * kForwardTile, end = min(begin + kForwardTile, tokens);
   const std::int64_t base = std::int64_t{blockIdx.z} * tokens * D + channel;
+  x += base;
+  out += base;
   float window[kTaps][kChannels] = {};  // window[w] is x_{t − 3 + w}
+  load_before(x, begin, D, window);
+  for (int batch = begin; batch < end; batch += kBatch) {
+    Quad<T> inputs[kBatch];
 #pragma unroll
-  for (int w = 0; w < kTaps - 1; ++w) {
-    if (begin - (kTaps - 1) + w >= 0) load4(x + base + std::int64_t{begin - (kTaps - 1) + w} * D, window[w + 1]);
-  }
-#pragma unroll 4
-  for (int t = begin; t < end; ++t) {
-#pragma unroll
-    for (int w = 0; w + 1 < kTaps; ++w) {
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c) window[w][c] = window[w + 1][c];
+    for (int b = 0; b < kBatch; ++b) {
+      if (batch + b < end) inputs[b] = load4(x + std::int64_t{batch + b} * D);
     }
-    load4(x + base + std::int64_t{t} * D, window[kTaps - 1]);
-    float y[kChannels];
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-      float p = taps.bias[c];
+    for (int b = 0; b < kBatch; ++b) {
+      if (batch + b >= end) break;
+      shift(window);
+      unpack(inputs[b], window[kTaps - 1]);
+      float y[kChannels];
 #pragma unroll
-      for (int w = 0; w < kTaps; ++w) p += taps.weight[c][w] * window[w][c];
-      y[c] = silu(p);
+      for (int c = 0; c < kChannels; ++c) y[c] = silu(taps(window, c));
+      store4(out + std::int64_t{batch + b} * D, y);
     }
-    store4(out + base + std::int64_t{t} * D, y);
   }
 }
 
 /// p̄ of token t is needed by dx of t − 3 … t: the loop runs three tokens past the tile, whose p̄ count for dx alone.
 template <class T>
-__global__ void __launch_bounds__(kThreads) backward(const T* dout, const T* x, const float* weight, const float* bias, T* dx,
-                                                     float* partials, int tokens, int D, int tile) {
+__global__ void __launch_bounds__(kThreads, 4)
+    backward(const T* __restrict__ dout, const T* __restrict__ x, const float* __restrict__ weight,
+             const float* __restrict__ bias, T* __restrict__ dx, float* __restrict__ partials, int tokens, int D, int tile) {
   const int channel = (blockIdx.x * kThreads + threadIdx.x) * kChannels;
   if (channel >= D) return;
   const Taps taps(weight, bias, channel);
   const int begin = blockIdx.y * tile, end = min(begin + tile, tokens);
   const std::int64_t base = std::int64_t{blockIdx.z} * tokens * D + channel;
+  x += base;
+  dout += base;
+  dx += base;
   float window[kTaps][kChannels] = {};  // x_{t − 3 + w}
   float ahead[kTaps][kChannels] = {};   // p̄_{t − 3 + w}
   float dweight[kChannels][kTaps] = {}, dbias[kChannels] = {};
+  load_before(x, begin, D, window);
+  for (int batch = begin; batch < end + kTaps - 1; batch += kBatch) {
+    Quad<T> inputs[kBatch] = {}, cotangents[kBatch] = {};
 #pragma unroll
-  for (int w = 0; w < kTaps - 1; ++w) {
-    if (begin - (kTaps - 1) + w >= 0) load4(x + base + std::int64_t{begin - (kTaps - 1) + w} * D, window[w + 1]);
-  }
-#pragma unroll 2
-  for (int t = begin; t < end + kTaps - 1; ++t) {
+    for (int b = 0; b < kBatch; ++b) {
+      if (batch + b >= min(end + kTaps - 1, tokens)) continue;
+      inputs[b] = load4(x + std::int64_t{batch + b} * D);
+      cotangents[b] = load4(dout + std::int64_t{batch + b} * D);
+    }
 #pragma unroll
-    for (int w = 0; w + 1 < kTaps; ++w) {
+    for (int b = 0; b < kBatch; ++b) {
+      const int t = batch + b;
+      if (t >= end + kTaps - 1) break;
+      shift(window);
+      shift(ahead);
+      unpack(inputs[b], window[kTaps - 1]);
+      unpack(cotangents[b], ahead[kTaps - 1]);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
-        window[w][c] = window[w + 1][c];
-        ahead[w][c] = ahead[w + 1][c];
+        const float dp = ahead[kTaps - 1][c] * silu_derivative(taps(window, c));
+        ahead[kTaps - 1][c] = dp;
+        const float counted = t < end ? dp : 0.0f;
+        dbias[c] += counted;
+#pragma unroll
+        for (int w = 0; w < kTaps; ++w) dweight[c][w] += counted * window[w][c];
       }
+      if (t - (kTaps - 1) < begin) continue;
+      float dxs[kChannels] = {};  // dx_s = Σ_w weight[w] p̄_{s + 3 − w} with s = t − 3
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+#pragma unroll
+        for (int w = 0; w < kTaps; ++w) dxs[c] += taps.weight[c][w] * ahead[kTaps - 1 - w][c];
+      }
+      store4(dx + std::int64_t{t - (kTaps - 1)} * D, dxs);
     }
-    float dy[kChannels] = {};
-    if (t < tokens) {
-      load4(x + base + std::int64_t{t} * D, window[kTaps - 1]);
-      load4(dout + base + std::int64_t{t} * D, dy);
-    }
-    const float counted = t < end ? 1.0f : 0.0f;
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-      float p = taps.bias[c];
-#pragma unroll
-      for (int w = 0; w < kTaps; ++w) p += taps.weight[c][w] * window[w][c];
-      const float dp = dy[c] * silu_derivative(p);
-      ahead[kTaps - 1][c] = dp;
-      dbias[c] += counted * dp;
-#pragma unroll
-      for (int w = 0; w < kTaps; ++w) dweight[c][w] += counted * dp * window[w][c];
-    }
-    if (t - (kTaps - 1) < begin) continue;
-    float dxs[kChannels];
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-      dxs[c] = 0;  // dx_s = Σ_w weight[w] p̄_{s + 3 − w} with s = t − 3
-#pragma unroll
-      for (int w = 0; w < kTaps; ++w) dxs[c] += taps.weight[c][w] * ahead[kTaps - 1 - w][c];
-    }
-    store4(dx + base + std::int64_t{t - (kTaps - 1)} * D, dxs);
   }
-  float* partial = partials + (std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * D * (kTaps + 1) + std::int64_t{channel} * (kTaps + 1);
+  float* partial = partials + (std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * D * (kTaps + 1);
 #pragma unroll
-  for (int c = 0; c < kChannels; ++c) {
-#pragma unroll
-    for (int w = 0; w < kTaps; ++w) partial[c * (kTaps + 1) + w] = dweight[c][w];
-    partial[c * (kTaps + 1) + kTaps] = dbias[c];
-  }
+  for (int c = 0; c < kChannels; ++c) store4(partial + (channel + c) * kTaps, dweight[c]);
+  store4(partial + D * kTaps + channel, dbias);
 }
 
 /// One thread a (batch, channel), all of time: any W, any width, with history.
 template <class T>
-__global__ void __launch_bounds__(kThreads) forward_general(const T* x, const float* weight, const float* bias, float* history, T* out,
-                                                            int tokens, int D, int W) {
+__global__ void __launch_bounds__(kThreads)
+    forward_general(const T* x, const float* weight, const float* bias, float* history, T* out, int tokens, int D, int W) {
   const int channel = blockIdx.x * kThreads + threadIdx.x;
   if (channel >= D) return;
   const std::int64_t base = std::int64_t{blockIdx.y} * tokens * D + channel;
@@ -183,8 +207,9 @@ __global__ void __launch_bounds__(kThreads) forward_general(const T* x, const fl
 
 /// One thread a (batch, tile, channel): recomputes each p of the W that a dx needs.
 template <class T>
-__global__ void __launch_bounds__(kThreads) backward_general(const T* dout, const T* x, const float* weight, const float* bias, T* dx,
-                                                             float* partials, int tokens, int D, int W, int tile) {
+__global__ void __launch_bounds__(kThreads)
+    backward_general(const T* dout, const T* x, const float* weight, const float* bias, T* dx, float* partials, int tokens,
+                     int D, int W, int tile) {
   const int channel = blockIdx.x * kThreads + threadIdx.x;
   if (channel >= D) return;
   const std::int64_t base = std::int64_t{blockIdx.z} * tokens * D + channel;
@@ -195,12 +220,14 @@ __global__ void __launch_bounds__(kThreads) backward_general(const T* dout, cons
     for (int w = 0; w < W; ++w) p += weight[channel * W + w] * input(t - W + 1 + w);
     return to_float(dout[base + std::int64_t{t} * D]) * silu_derivative(p);
   };
-  float* partial = partials + ((std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * D + channel) * (W + 1);
-  for (int w = 0; w <= W; ++w) partial[w] = 0;
+  float* partial = partials + (std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * D * (W + 1);
+  float *dweight = partial + channel * W, *dbias = partial + D * W + channel;
+  for (int w = 0; w < W; ++w) dweight[w] = 0;
+  *dbias = 0;
   for (int t = begin; t < end; ++t) {
     const float dp = cotangent(t);
-    for (int w = 0; w < W; ++w) partial[w] += dp * input(t - W + 1 + w);
-    partial[W] += dp;
+    for (int w = 0; w < W; ++w) dweight[w] += dp * input(t - W + 1 + w);
+    *dbias += dp;
     float sum = 0;
     for (int w = 0; w < W; ++w) {
       const int s = t + W - 1 - w;
@@ -210,40 +237,31 @@ __global__ void __launch_bounds__(kThreads) backward_general(const T* dout, cons
   }
 }
 
-/// dweight[d, w] and dbias[d] += the partials in order; a thread owns one of the D·(W + 1) sums.
-__global__ void __launch_bounds__(kThreads) add_partials(const float* partials, int parts, float* dweight, float* dbias, int D, int W) {
-  const int at = blockIdx.x * kThreads + threadIdx.x, width = D * (W + 1);
-  if (at >= width) return;
-  float sum = 0;
-  for (int part = 0; part < parts; ++part) sum += partials[std::int64_t{part} * width + at];
-  const int channel = at / (W + 1), w = at % (W + 1);
-  if (w < W) {
-    dweight[channel * W + w] += sum;
-  } else {
-    dbias[channel] += sum;
-  }
+/// True when the fast kernels may access activations of T and the float32 parameters.
+template <class T, class... Activations>
+bool is_fast(const Tensor& weight, const Tensor& bias, const Activations&... activations) {
+  return weight.size(-1) == kTaps && weight.size(0) % kChannels == 0 && aligned<16>(weight.as<float>(), bias.as<float>()) &&
+         aligned<sizeof(Quad<T>)>(activations.data()...);
 }
 
 }  // namespace
 
-void causal_conv_silu_forward(Stream& stream, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& history,
-                              const Tensor& out) {
+void causal_conv_silu_forward(Stream& stream, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                              const Tensor& history, const Tensor& out) {
   const NativeStream& native = cuda::native(stream);
   const int B = static_cast<int>(x.size(0)), tokens = static_cast<int>(x.size(1)), D = static_cast<int>(x.size(2));
   const int W = static_cast<int>(weight.size(-1));
   if (x.numel() == 0) return;
   with_compute_type(x.dtype(), [&](auto element) {
     using T = decltype(element);
-    const bool fast = W == kTaps && D % kChannels == 0 && !history &&
-                      aligned16(pointer<T>(x), pointer<T>(out), weight.as<float>(), bias.as<float>());
-    if (fast) {
+    if (!history && is_fast<T>(weight, bias, x, out)) {
       const dim3 grid(ceil_div(D / kChannels, kThreads), ceil_div(tokens, kForwardTile), B);
-      forward<T><<<grid, kThreads, 0, native.stream>>>(pointer<const T>(x), weight.as<float>(), bias.as<float>(), pointer<T>(out),
-                                                       tokens, D);
+      forward<T><<<grid, kThreads, 0, native.stream>>>(pointer<const T>(x), weight.as<float>(), bias.as<float>(),
+                                                       pointer<T>(out), tokens, D);
     } else {
       forward_general<T><<<dim3(ceil_div(D, kThreads), B), kThreads, 0, native.stream>>>(
-          pointer<const T>(x), weight.as<float>(), bias.as<float>(), history ? history.as<float>() : nullptr, pointer<T>(out), tokens,
-          D, W);
+          pointer<const T>(x), weight.as<float>(), bias.as<float>(), history ? history.as<float>() : nullptr,
+          pointer<T>(out), tokens, D, W);
     }
     CUDA_CHECK(cudaGetLastError());
   });
@@ -255,30 +273,29 @@ void causal_conv_silu_backward(Stream& stream, const Tensor& dout, const Tensor&
   const int B = static_cast<int>(x.size(0)), tokens = static_cast<int>(x.size(1)), D = static_cast<int>(x.size(2));
   const int W = static_cast<int>(weight.size(-1));
   if (x.numel() == 0) return;
-  // About 256 parts in all: enough blocks to fill the device, few enough that their partials do not matter. A part fits the workspace.
+  // About 256 parts in all: enough blocks to fill the device, few enough that their partials do not matter. A part fits the
+  // workspace.
   const auto part_bytes = static_cast<std::int64_t>(sizeof(float)) * D * (W + 1);
   std::int64_t parts = std::max<std::int64_t>(256 / B, 1);
   parts = std::max<std::int64_t>(std::min(parts, static_cast<std::int64_t>(native.workspace_bytes) / (part_bytes * B)), 1);
-  require(part_bytes * B <= static_cast<std::int64_t>(native.workspace_bytes), "causal_conv_silu_backward: batch × width is too large");
+  require(part_bytes * B <= static_cast<std::int64_t>(native.workspace_bytes),
+          "causal_conv_silu_backward: batch × width is too large");
   const int tile = std::max(ceil_div(tokens, parts), 32), tiles = ceil_div(tokens, tile);
   auto* partials = static_cast<float*>(native.workspace);
   with_compute_type(x.dtype(), [&](auto element) {
     using T = decltype(element);
-    const bool fast = W == kTaps && D % kChannels == 0 &&
-                      aligned16(pointer<T>(dout), pointer<T>(x), pointer<T>(dx), weight.as<float>(), bias.as<float>());
-    if (fast) {
+    if (is_fast<T>(weight, bias, dout, x, dx)) {
       backward<T><<<dim3(ceil_div(D / kChannels, kThreads), tiles, B), kThreads, 0, native.stream>>>(
-          pointer<const T>(dout), pointer<const T>(x), weight.as<float>(), bias.as<float>(), pointer<T>(dx), partials, tokens, D, tile);
+          pointer<const T>(dout), pointer<const T>(x), weight.as<float>(), bias.as<float>(), pointer<T>(dx), partials,
+          tokens, D, tile);
     } else {
       backward_general<T><<<dim3(ceil_div(D, kThreads), tiles, B), kThreads, 0, native.stream>>>(
-          pointer<const T>(dout), pointer<const T>(x), weight.as<float>(), bias.as<float>(), pointer<T>(dx), partials, tokens, D, W,
-          tile);
+          pointer<const T>(dout), pointer<const T>(x), weight.as<float>(), bias.as<float>(), pointer<T>(dx), partials,
+          tokens, D, W, tile);
     }
     CUDA_CHECK(cudaGetLastError());
   });
-  add_partials<<<ceil_div(std::int64_t{D} * (W + 1), kThreads), kThreads, 0, native.stream>>>(partials, tiles * B, dweight.as<float>(),
-                                                                                              dbias.as<float>(), D, W);
-  CUDA_CHECK(cudaGetLastError());
+  add_rows(native, partials, tiles * B, D * (W + 1), dweight.as<float>(), D * W, dbias.as<float>());
 }
 
 }  // namespace dm::cuda

@@ -33,16 +33,40 @@ void with_compute_type(DType dtype, const Work& work) {
   }
 }
 
-/// True when every address may be accessed 16 bytes at a time.
-template <class... Pointers>
-bool aligned16(const Pointers*... pointers) {
-  return ((reinterpret_cast<std::uintptr_t>(pointers) % 16 == 0) && ...);
+/// True when every address is a multiple of `Bytes`; null is.
+template <std::size_t kBytes, class... Elements>
+bool aligned(const Elements*... arrays) {
+  return ((reinterpret_cast<std::uintptr_t>(arrays) % kBytes == 0) && ...);
 }
 
-inline int ceil_div(std::int64_t value, std::int64_t unit) { return static_cast<int>((value + unit - 1) / unit); }
+/// Elements before the first at which all arrays may be accessed eight elements at a time; n when there is none.
+template <class... Elements>
+std::int64_t unaligned_head(std::int64_t n, const Elements*... arrays) {
+  for (std::int64_t head = 0; head < kVector && head < n; ++head) {
+    if (aligned<16>((arrays + head)...)) return head;
+  }
+  return n;
+}
 
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
+/// Blocks of `threads` for a grid-stride loop over n elements, eight a thread and turn: at most the `resident` ones that a
+/// multiprocessor holds (the second number of the kernel's launch bounds), so that all of them run from the start to the
+/// end.
+inline int blocks_for_eight(const NativeStream& native, std::int64_t n, int threads, int resident) {
+  const std::int64_t wanted = (n + std::int64_t{threads} * kVector - 1) / (std::int64_t{threads} * kVector);
+  const std::int64_t most = std::int64_t{native.multiprocessors} * resident;
+  return static_cast<int>(wanted < most ? wanted : most);
+}
+
+inline int ceil_div(std::int64_t value, std::int64_t unit) {
+  return static_cast<int>((value + unit - 1) / unit);
+}
+
+__device__ inline float to_float(float x) {
+  return x;
+}
+__device__ inline float to_float(bf16 x) {
+  return __bfloat162float(x);
+}
 template <class T>
 __device__ inline T from_float(float x) {
   if constexpr (std::is_same_v<T, float>) {
@@ -80,9 +104,24 @@ __device__ inline void store8(bf16* to, const float (&x)[kVector]) {
   *reinterpret_cast<uint4*>(to) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
 }
 
-/// 1 / (1 + exp(-x)), relative error below 4e-7; exact at both ends.
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
-__device__ inline float silu(float x) { return x * sigmoid(x); }
+/// Calls eight(i) with i the first of eight elements, and one(i) for each of the first `head` and of the last few.
+/// Grid-stride.
+template <class Eight, class One>
+__device__ inline void for_each_eight(std::int64_t n, std::int64_t head, const Eight& eight, const One& one) {
+  const std::int64_t thread = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const std::int64_t threads = std::int64_t{gridDim.x} * blockDim.x;
+  for (std::int64_t i = thread; i < head; i += threads) one(i);
+  for (std::int64_t i = head + thread * kVector; i + kVector <= n; i += threads * kVector) eight(i);
+  for (std::int64_t i = n - (n - head) % kVector + thread; i < n; i += threads) one(i);
+}
+
+/// 1 / (1 + exp(−x)) by ex2 and rcp: error below 3e-7 of the result for x ≥ 0, growing by 1.2e-7 of it with each unit of −x.
+__device__ inline float sigmoid(float x) {
+  return __fdividef(1.0f, 1.0f + __expf(-x));
+}
+__device__ inline float silu(float x) {
+  return x * sigmoid(x);
+}
 /// d silu / dx = s + x·s·(1 − s) with s = sigmoid(x).
 __device__ inline float silu_derivative(float x) {
   const float s = sigmoid(x);
@@ -101,16 +140,24 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
-/// Sum over the block, on every thread. `shared` holds 32 elements and is free again after the next barrier of the caller; two calls in
-/// a row need two arrays or a barrier between them.
+/// Sum over the block, on every thread. `shared` holds 32 elements and is free again after the next barrier of the caller;
+/// two calls in a row need two arrays or a barrier between them.
 template <class T>
 __device__ inline T block_sum(T x, T* shared) {
   x = warp_sum(x);
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
   __syncthreads();
   const int warps = (blockDim.x + 31) / 32;
-  T sum = threadIdx.x % 32 < warps ? shared[threadIdx.x % 32] : T(0);
-  return warp_sum(sum);
+  return warp_sum(threadIdx.x % 32 < warps ? shared[threadIdx.x % 32] : T(0));
+}
+
+/// Maximum over the block, on every thread; NaN is passed over. `shared` as in block_sum.
+__device__ inline float block_max(float x, float* shared) {
+  x = warp_max(x);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+  __syncthreads();
+  const int warps = (blockDim.x + 31) / 32;
+  return warp_max(threadIdx.x % 32 < warps ? shared[threadIdx.x % 32] : x);
 }
 
 }  // namespace dm::cuda

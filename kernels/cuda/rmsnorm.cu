@@ -1,28 +1,33 @@
-// RMSNorm on the GPU: a block walks rows, a thread owns the same eight columns of each, so weight and its gradient stay in registers.
+// RMSNorm on the GPU: a block walks rows, a thread owns the same eight columns of each, so weight and its gradient stay in
+// registers.
 //
-// Bytes a token (C columns, bf16): forward 4C residual in + 2C update in + 4C residual out + 2C out; backward 2C + 4C in, 4C in and out,
-// 2C copy out. Both are bound by memory: rows are many more than blocks, and 4 to 16 blocks a multiprocessor hide the one block-wide
-// sum a row. Widths that are no multiple of 8, or above 8192, take the strided kernels, which read a row twice.
+// Bytes a token (C columns, bf16): forward 4C residual in + 2C update in + 4C residual out + 2C out; backward 2C + 4C in, 4C
+// in and out, 2C copy out. Both are bound by memory: rows are many more than blocks, and 4 to 16 blocks a multiprocessor
+// hide the one block-wide sum a row. Widths that are no multiple of 8, or above 8192, take the strided kernels, which read a
+// row twice.
 //
-// dweight: every block sums its rows in order into a partial row in the stream's workspace; a second kernel adds the partials in
-// block order.
-#include "kernels/cuda/common.cuh"
+// dweight: every block sums its rows in order into a partial row in the stream's workspace; a second kernel adds the
+// partials in block order.
 #include "kernels/rmsnorm.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/reduction.cuh"
 
 namespace dm::cuda {
 namespace {
 
-constexpr int kMaxThreads = 1024;
+constexpr int kMaxThreads = 1024;  // also what a multiprocessor holds at 64 registers a thread
 constexpr int kStridedThreads = 256;
 
-/// Blocks for `rows` rows: enough to fill the device several times at this block size, never more than rows.
+/// Blocks for `rows` rows: as many as run at once, never more than rows.
 int blocks_for(const NativeStream& native, std::int64_t rows, int threads) {
-  const int resident = native.multiprocessors * (2048 / threads < 16 ? 2048 / threads : 16);
-  return static_cast<int>(rows < resident ? rows : resident);
+  return static_cast<int>(std::min<std::int64_t>(rows, native.multiprocessors * (kMaxThreads / threads)));
 }
 
-template <class T, bool kHasUpdate>
-__global__ void __launch_bounds__(kMaxThreads) forward(const float* residual, const T* update, const float* weight,
+/// residual_out may be residual; `update` may be null.
+template <class T, class Update>
+__global__ void __launch_bounds__(kMaxThreads) forward(const float* residual, const Update* update, const float* weight,
                                                        float* residual_out, T* out, float* rstd, std::int64_t rows, int C) {
   __shared__ float sums[2][32];
   const int column = threadIdx.x * kVector;
@@ -35,7 +40,7 @@ __global__ void __launch_bounds__(kMaxThreads) forward(const float* residual, co
     float x[kVector] = {};
     if (active) {
       load8(residual + at, x);
-      if constexpr (kHasUpdate) {
+      if (update) {
         float u[kVector];
         load8(update + at, u);
 #pragma unroll
@@ -48,17 +53,17 @@ __global__ void __launch_bounds__(kMaxThreads) forward(const float* residual, co
     const float scale = rsqrtf(block_sum(square, sums[turn]) / static_cast<float>(C) + kRmsNormEpsilon);
     if (threadIdx.x == 0) rstd[row] = scale;
     if (!active) continue;
-    if (kHasUpdate || residual != residual_out) store8(residual_out + at, x);
+    if (update || residual != residual_out) store8(residual_out + at, x);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) x[i] = x[i] * scale * w[i];
     store8(out + at, x);
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kStridedThreads) forward_strided(const float* residual, const T* update, const float* weight,
-                                                                   float* residual_out, T* out, float* rstd, std::int64_t rows,
-                                                                   int C) {
+template <class T, class Update>
+__global__ void __launch_bounds__(kStridedThreads)
+    forward_strided(const float* residual, const Update* update, const float* weight, float* residual_out, T* out,
+                    float* rstd, std::int64_t rows, int C) {
   __shared__ float sums[2][32];
   int turn = 0;
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
@@ -78,8 +83,9 @@ __global__ void __launch_bounds__(kStridedThreads) forward_strided(const float* 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMaxThreads) backward(const T* dout, const float* residual, const float* rstd, const float* weight,
-                                                        float* dresidual, T* dupdate, float* partials, std::int64_t rows, int C) {
+__global__ void __launch_bounds__(kMaxThreads)
+    backward(const T* dout, const float* residual, const float* rstd, const float* weight, float* dresidual, T* dupdate,
+             float* partials, std::int64_t rows, int C) {
   __shared__ float sums[2][32];
   const int column = threadIdx.x * kVector;
   const bool active = column < C;
@@ -89,10 +95,11 @@ __global__ void __launch_bounds__(kMaxThreads) backward(const T* dout, const flo
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
     const std::int64_t at = row * C + column;
     const float scale = rstd[row];
-    float x[kVector] = {}, dy[kVector] = {};
+    float x[kVector] = {}, dy[kVector] = {}, d[kVector] = {};
     if (active) {
       load8(residual + at, x);
       load8(dout + at, dy);
+      load8(dresidual + at, d);
     }
     float dot = 0;
 #pragma unroll
@@ -104,8 +111,6 @@ __global__ void __launch_bounds__(kMaxThreads) backward(const T* dout, const flo
     }
     const float mean = block_sum(dot, sums[turn]) / static_cast<float>(C);
     if (!active) continue;
-    float d[kVector];
-    load8(dresidual + at, d);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) d[i] += scale * (dy[i] - x[i] * mean);
     store8(dresidual + at, d);
@@ -115,9 +120,9 @@ __global__ void __launch_bounds__(kMaxThreads) backward(const T* dout, const flo
 }
 
 template <class T>
-__global__ void __launch_bounds__(kStridedThreads) backward_strided(const T* dout, const float* residual, const float* rstd,
-                                                                    const float* weight, float* dresidual, T* dupdate,
-                                                                    float* partials, std::int64_t rows, int C) {
+__global__ void __launch_bounds__(kStridedThreads)
+    backward_strided(const T* dout, const float* residual, const float* rstd, const float* weight, float* dresidual,
+                     T* dupdate, float* partials, std::int64_t rows, int C) {
   __shared__ float sums[2][32];
   float* partial = partials + static_cast<std::int64_t>(blockIdx.x) * C;
   for (int c = threadIdx.x; c < C; c += kStridedThreads) partial[c] = 0;
@@ -141,23 +146,10 @@ __global__ void __launch_bounds__(kStridedThreads) backward_strided(const T* dou
   }
 }
 
-/// dweight[c] += Σ partials[block][c] in block order: a warp's lanes read neighbouring columns, eight warps take every eighth block.
-__global__ void __launch_bounds__(256) add_partials(const float* partials, int blocks, float* dweight, int C) {
-  __shared__ float sums[8][33];
-  const int lane = threadIdx.x % 32, part = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
-  float sum = 0;
-  if (column < C) {
-    for (int block = part; block < blocks; block += 8) sum += partials[static_cast<std::int64_t>(block) * C + column];
-  }
-  sums[part][lane] = sum;
-  __syncthreads();
-  if (part != 0 || column >= C) return;
-  for (int other = 1; other < 8; ++other) sum += sums[other][lane];
-  dweight[column] += sum;
-}
-
 /// Threads for a width that has a vector of columns for each of at most 1024 threads; 0 when it has not.
-int vector_threads(int C) { return C % kVector == 0 && C / kVector <= kMaxThreads ? (C / kVector + 31) / 32 * 32 : 0; }
+int vector_threads(int C) {
+  return C % kVector == 0 && C / kVector <= kMaxThreads ? (C / kVector + 31) / 32 * 32 : 0;
+}
 
 }  // namespace
 
@@ -167,25 +159,25 @@ void add_rmsnorm_forward(Stream& stream, const Tensor& residual, const Tensor& u
   const std::int64_t rows = residual.rows();
   const int C = static_cast<int>(residual.size(-1));
   if (rows == 0 || C == 0) return;
-  with_compute_type(out.dtype(), [&](auto element) {
+  const auto run = [&](auto element, auto update_element) {
     using T = decltype(element);
-    // The update may be float32 beside a bf16 output only where there is none: layers write it in the compute dtype.
-    const T* update_data = update ? update.as<std::conditional_t<std::is_same_v<T, float>, float, BFloat16>>() != nullptr
-                                        ? pointer<const T>(update)
-                                        : nullptr
-                                  : nullptr;
-    const float* in = pointer<const float>(residual);
-    const int threads = vector_threads(C);
-    if (threads > 0 && aligned16(in, update_data, weight.as<float>(), residual_out.as<float>(), pointer<T>(out))) {
-      const int blocks = blocks_for(native, rows, threads);
-      const auto kernel = update ? forward<T, true> : forward<T, false>;
-      kernel<<<blocks, threads, 0, native.stream>>>(in, update_data, weight.as<float>(), residual_out.as<float>(), pointer<T>(out),
-                                                    rstd.as<float>(), rows, C);
-    } else {
-      forward_strided<T><<<blocks_for(native, rows, kStridedThreads), kStridedThreads, 0, native.stream>>>(
-          in, update_data, weight.as<float>(), residual_out.as<float>(), pointer<T>(out), rstd.as<float>(), rows, C);
-    }
+    using Update = decltype(update_element);
+    const float *in = residual.as<float>(), *w = weight.as<float>();
+    const Update* add = update ? pointer<const Update>(update) : nullptr;
+    float *sum = residual_out.as<float>(), *scales = rstd.as<float>();
+    const int vector = vector_threads(C);
+    const bool wide = vector > 0 && aligned<16>(in, add, w, sum, pointer<T>(out));
+    const int threads = wide ? vector : kStridedThreads;
+    const auto kernel = wide ? forward<T, Update> : forward_strided<T, Update>;
+    kernel<<<blocks_for(native, rows, threads), threads, 0, native.stream>>>(in, add, w, sum, pointer<T>(out), scales, rows,
+                                                                             C);
     CUDA_CHECK(cudaGetLastError());
+  };
+  with_compute_type(out.dtype(), [&](auto element) {
+    if (update && update.dtype() == DType::f32) return run(element, float{});
+    if constexpr (std::is_same_v<decltype(element), bf16>) return run(element, element);
+    require(!update, "add_rmsnorm_forward: a bfloat16 update needs a bfloat16 output");
+    run(element, float{});
   });
 }
 
@@ -199,18 +191,19 @@ void rmsnorm_backward(Stream& stream, const Tensor& dout, const Tensor& residual
     using T = decltype(element);
     T* copy = dupdate ? pointer<T>(dupdate) : nullptr;
     const int vector = vector_threads(C);
-    const bool wide = vector > 0 && aligned16(pointer<T>(dout), residual.as<float>(), weight.as<float>(), dresidual.as<float>(), copy);
+    const bool wide =
+        vector > 0 && aligned<16>(pointer<T>(dout), residual.as<float>(), weight.as<float>(), dresidual.as<float>(), copy);
     const int threads = wide ? vector : kStridedThreads;
     int blocks = blocks_for(native, rows, threads);
     const auto room = static_cast<int>(native.workspace_bytes / (sizeof(float) * static_cast<std::size_t>(C)));
-    blocks = blocks < room ? blocks : room;
+    require(room > 0, "rmsnorm_backward: rows are too wide for the workspace");
+    blocks = std::min(blocks, room);
     auto* partials = static_cast<float*>(native.workspace);
     const auto kernel = wide ? backward<T> : backward_strided<T>;
-    kernel<<<blocks, threads, 0, native.stream>>>(pointer<const T>(dout), residual.as<float>(), rstd.as<float>(), weight.as<float>(),
-                                                  dresidual.as<float>(), copy, partials, rows, C);
+    kernel<<<blocks, threads, 0, native.stream>>>(pointer<const T>(dout), residual.as<float>(), rstd.as<float>(),
+                                                  weight.as<float>(), dresidual.as<float>(), copy, partials, rows, C);
     CUDA_CHECK(cudaGetLastError());
-    add_partials<<<ceil_div(C, 32), 256, 0, native.stream>>>(partials, blocks, dweight.as<float>(), C);
-    CUDA_CHECK(cudaGetLastError());
+    add_rows(native, partials, blocks, C, dweight.as<float>(), C, nullptr);
   });
 }
 
