@@ -33,7 +33,7 @@ MemoryPlan plan_memory(const TrainOptions& options, int data_size, int tensor_si
   Grid grid = Grid::plan(data_size, tensor_size);
   Stream stream(Device::plan());
   const ParameterStore store(parameter_specs(options.model), {0, tensor_size, 0, data_size}, Device::plan(), report);
-  const PartitionedAdamW optimizer(store, grid, {}, Device::plan(), report);
+  const PartitionedAdamW optimizer(store, grid, {}, report);
   const LanguageModel model(options.model, store, *grid.tensor);
 
   Arena arena;

@@ -68,7 +68,8 @@ std::vector<std::string> compare_options(const std::vector<std::pair<std::string
                                          const std::vector<std::pair<std::string, std::string>>& now,
                                          const std::vector<std::string>& overrides) {
   std::vector<std::string> differences, architecture, training;
-  for (const auto& [key, value] : now) {
+  for (const auto& option : now) {
+    const std::string &key = option.first, &value = option.second;
     const auto at = std::find_if(then.begin(), then.end(), [&](const auto& entry) { return entry.first == key; });
     if (at == then.end() || at->second == value) continue;
     const auto shown = [](const std::string& text) { return text.empty() ? "(none)" : text; };

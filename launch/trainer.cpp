@@ -11,6 +11,7 @@
 #include "launch/resume.h"
 #include "launch/schedule.h"
 #include "parallel/agreement.h"
+#include "runtime/copy.h"
 
 namespace dm {
 
@@ -89,9 +90,10 @@ void Trainer::make_model() {
   run_on_all(*grid_.world, "memory", [&] {
     const TrainOptions::Optimizer& o = options_.optimizer;
     const PartitionedAdamW::Settings settings{static_cast<float>(o.beta1), static_cast<float>(o.beta2),
-                                              static_cast<float>(o.epsilon), static_cast<float>(o.weight_decay)};
+                                              static_cast<float>(o.epsilon), static_cast<float>(o.weight_decay),
+                                              static_cast<float>(o.clip)};
     store_.emplace(parameter_specs(options_.model), place, device, memory_);
-    optimizer_.emplace(*store_, grid_, settings, device, memory_);
+    optimizer_.emplace(*store_, grid_, settings, memory_);
     model_.emplace(options_.model, *store_, *grid_.tensor);
     results_ = Buffer("step results", 2 * size_of(DType::f32), device, memory_);
     arena_.emplace(Buffer("activations", plan_.activation_bytes, device, memory_));
@@ -99,7 +101,7 @@ void Trainer::make_model() {
   if (checkpoint_) {
     load(*checkpoint_);
   } else {
-    store_->initialize(static_cast<std::uint64_t>(options_.run.seed));
+    store_->initialize(stream_, static_cast<std::uint64_t>(options_.run.seed));
   }
   record_.options = table_.values();
   record_.data = sources_.fingerprint;
@@ -111,7 +113,10 @@ void Trainer::make_model() {
 
 void Trainer::load(const Checkpoint& checkpoint) {
   run_on_all(*grid_.world, "resume", [&] { checkpoint.load(optimizer_->pieces_to_load()); });
-  optimizer_->gather_values(stream_);
+  optimizer_->finish_load(stream_);
+  auto updates = static_cast<std::int32_t>(record_.updates);
+  copy(stream_, Tensor::of(&updates, {1}), optimizer_->updates());
+  stream_.synchronize();
   step_ = saved_step_ = checkpoint.step();
 }
 
@@ -181,13 +186,13 @@ void Trainer::accumulate(Sequences& sequences) {
     faults_.at("forward");
     const bool last = begin + micro == sequences.count;
     model_->forward_backward(stream_, *arena_, tokens.slice(begin, micro), targets.slice(begin, micro), scale,
-                             model_options(options_.train), loss_sum, [&](int block) {
-                               watchdog_.set_phase("backward");
-                               faults_.at("backward");
-                               if (!last) return;
-                               faults_.at("reduce");
-                               optimizer_->reduce_block(stream_, block);
-                             });
+                             model_options(options_.train), loss_sum, {.before_use = {}, .gradient_done = [&](int block) {
+                                                                         watchdog_.set_phase("backward");
+                                                                         faults_.at("backward");
+                                                                         if (!last) return;
+                                                                         faults_.at("reduce");
+                                                                         optimizer_->reduce_block(stream_, block);
+                                                                       }});
   }
 }
 
@@ -206,6 +211,8 @@ Trainer::StepResult Trainer::train_step(double lr) {
   }
   optimizer_->add_gradient_norm_squared(stream_, norm_squared);
   grid_.data->all_reduce(stream_, loss_sum);
+  optimizer_->update(stream_, static_cast<float>(lr), loss_sum, norm_squared,
+                     [&](int block) { optimizer_->gather_block(stream_, block); });
   stream_.synchronize();
   StepResult result;
   result.loss =
@@ -213,17 +220,15 @@ Trainer::StepResult Trainer::train_step(double lr) {
   result.gradient_norm = std::sqrt(static_cast<double>(*norm_squared.as<float>()));
   result.updated = std::isfinite(result.loss) && std::isfinite(result.gradient_norm);
   record_.data_state = data_->state();
-  if (!result.updated) {
-    skip_update(result);
-    return result;
+  if (result.updated) {
+    ++record_.updates;
+  } else {
+    count_skipped_update(result);
   }
-  const double clip = options_.optimizer.clip;
-  const double scale = clip > 0 && result.gradient_norm > clip ? clip / result.gradient_norm : 1.0;
-  optimizer_->update(stream_, static_cast<float>(lr), ++record_.updates, static_cast<float>(scale));
   return result;
 }
 
-void Trainer::skip_update(const StepResult& result) {
+void Trainer::count_skipped_update(const StepResult& result) {
   ++record_.nonfinite_steps;
   const std::int64_t budget = options_.train.nonfinite_budget;
   const std::string what = fmt::format("step {}: loss {} and gradient norm {}", step_, result.loss, result.gradient_norm);
@@ -316,7 +321,8 @@ bool Trainer::save() {
   const Trace::Range stall(stream_.trace(), "checkpoint", Trace::Kind::checkpoint);
   std::filesystem::path path;
   try {
-    path = save_checkpoint(*grid_.world, checkpoints_, step_, optimizer_->pieces_to_save(), to_metadata(record_), faults_);
+    path = save_checkpoint(*grid_.world, checkpoints_, step_, optimizer_->pieces_to_save(stream_), to_metadata(record_),
+                           faults_);
   } catch (const Error& error) {  // the same on every rank
     metrics_->append({{"event", "checkpoint_failed"}, {"step", step_}, {"error", error.what()}});
     const std::int64_t allowed = options_.checkpoint.max_failures;

@@ -67,7 +67,7 @@ class Trainer {
 
   StepResult train_step(double lr);
   void accumulate(Sequences& sequences);
-  void skip_update(const StepResult& result);
+  void count_skipped_update(const StepResult& result);
   void report_step(const StepResult& result, double lr, double seconds);
   void print_step(const StepResult& result, double lr);
   void validate();

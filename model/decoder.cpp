@@ -23,11 +23,12 @@ Decoder::Decoder(const LanguageModel& model, std::int64_t batch, std::int64_t ma
                        part.flat(history + state, state).reshaped({batch, D, N})});
   }
 
-  Arena plan;
-  Stream planning(Device::plan());
+  const Device planned = Device::plan(device.kind);
+  Arena plan(device.kind);
+  Stream planning(planned);
   const std::int64_t columns = model.vocabulary().rows();
-  run(planning, plan, Tensor(nullptr, {batch, max_tokens}, DType::i32, Device::plan()),
-      Tensor(nullptr, {batch, max_tokens, columns}, DType::f32, Device::plan()));
+  run(planning, plan, Tensor(nullptr, {batch, max_tokens}, DType::i32, planned),
+      Tensor(nullptr, {batch, max_tokens, columns}, DType::f32, planned));
   arena_.emplace(Buffer("generation", plan.peak(), device, report));
 }
 
@@ -47,9 +48,9 @@ void Decoder::reset(Stream& stream) {
 void Decoder::run(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& logits) {
   const Arena::Scope scope(arena);
   const ModelConfig& config = model_.config();
-  const ActivationShape shape{tokens.size(0), tokens.size(1), model_.local_channels()};
+  const ActivationShape shape{tokens.size(0), tokens.size(1), model_.local_channels(), model_.compute_dtype()};
   DenseHistory history(arena, config, shape, /*training=*/false, Recompute::none, model_.mixers());
-  const Tensor update = arena.allocate({shape.batch, shape.tokens, config.d_model}, DType::f32, "residual stream");
+  const Tensor update = arena.allocate({shape.batch, shape.tokens, config.d_model}, shape.compute, "residual stream");
   std::vector<ScanRecurrence> sources;
 
   Tensor residual = history.kept(0).residual;

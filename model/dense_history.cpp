@@ -7,7 +7,7 @@ namespace dm {
 
 DenseHistory::DenseHistory(Arena& arena, const ModelConfig& config, const ActivationShape& shape, bool training,
                            Recompute recompute, std::span<const Mixer> mixers)
-    : config_(config), mixers_(mixers) {
+    : config_(config), mixers_(mixers), compute_(shape.compute) {
   const auto L = static_cast<std::size_t>(config.layers), window = static_cast<std::size_t>(config.dense_depth) + 1;
   const std::size_t kept_slots = training ? L : std::min(L, window);
   const std::size_t projected_slots = training && recompute == Recompute::none ? L : std::min(L, window);
@@ -33,7 +33,7 @@ DenseHistory::DenseHistory(Arena& arena, const ModelConfig& config, const Activa
   }
   if (training && config.dense_depth > 0) {
     for (std::size_t slot = 0; slot < std::min(L, window); ++slot) {
-      q_.push_back(arena.allocate({B, T, shape.local_channels}, DType::f32, "dense cotangents"));
+      q_.push_back(arena.allocate({B, T, shape.local_channels}, shape.compute, "dense cotangents"));
     }
   }
   projected_owner_.assign(projected_slots, -1);
@@ -43,6 +43,7 @@ DenseHistory::DenseHistory(Arena& arena, const ModelConfig& config, const Activa
 void DenseHistory::claim(std::int64_t layer) {
   const std::size_t slot = index(layer, projected_);
   projected_[slot].dbc = dbc_[index(layer, dbc_)];
+  if (compute_ == DType::f32) projected_[slot].dbc_operand = projected_[slot].dbc;
   projected_owner_[slot] = layer;
 }
 

@@ -55,6 +55,7 @@ class DenseHistory {
 
   const ModelConfig& config_;
   std::span<const Mixer> mixers_;
+  DType compute_;
   std::vector<Kept> kept_;
   std::vector<Tensor> dbc_;
   std::vector<Mixer::Projected> projected_;

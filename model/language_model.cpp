@@ -10,6 +10,7 @@ namespace dm {
 
 LanguageModel::LanguageModel(const ModelConfig& config, const ParameterStore& store, Communicator& tensor)
     : config_(config),
+      compute_(store.compute_dtype()),
       tensor_(&tensor),
       vocabulary_(config, store, tensor),
       final_norm_(store.parameter("backbone.norm_f.weight")) {
@@ -20,20 +21,28 @@ LanguageModel::LanguageModel(const ModelConfig& config, const ParameterStore& st
 }
 
 ActivationShape LanguageModel::shape_of(const Tensor& tokens) const {
-  return {tokens.size(0), tokens.size(1), local_channels()};
+  return {tokens.size(0), tokens.size(1), local_channels(), compute_};
 }
 
-LanguageModel::Top LanguageModel::forward(Stream& stream, Arena& arena, const Tensor& tokens, DenseHistory& history) const {
+LanguageModel::Top LanguageModel::forward(Stream& stream, Arena& arena, const Tensor& tokens, DenseHistory& history,
+                                          const BlockHooks& hooks) const {
   const Shape stream_shape{tokens.size(0), tokens.size(1), config_.d_model};
-  const auto allocate = [&](Shape shape) { return arena.allocate(shape, DType::f32, "residual stream"); };
-  const Top top{allocate(stream_shape), allocate({tokens.numel()}), allocate(stream_shape)};
+  const auto allocate = [&](Shape shape, DType dtype) { return arena.allocate(shape, dtype, "residual stream"); };
+  const Top top{allocate(stream_shape, DType::f32), allocate({tokens.numel()}, DType::f32),
+                allocate(stream_shape, compute_)};
   const Tensor update = top.x;  // a layer's output, until the next norm adds it to the residual stream
+  const auto before_use = [&](int block) {
+    if (hooks.before_use) hooks.before_use(block);
+  };
 
+  before_use(small_block(config_));
+  before_use(0);
   vocabulary_.embed(stream, tokens, history.kept(0).residual);
   Tensor residual = history.kept(0).residual;
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
     const Mixer& mixer = mixers_[static_cast<std::size_t>(layer)];
     const DenseHistory::Kept& kept = history.kept(layer);
+    before_use(static_cast<int>(layer) + 1);
     history.claim(layer);
     history.claim_mixed(layer);
     const Mixer::Projected& projected = history.projected(layer);
@@ -64,49 +73,54 @@ void LanguageModel::restore(Stream& stream, std::int64_t layer, DenseHistory& hi
   }
 }
 
-void LanguageModel::backward(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& dresidual,
-                             DenseHistory& history, const BlockDone& block_done) const {
+void LanguageModel::backward(Stream& stream, Arena& arena, const Tensor& tokens, const Top& top, const Tensor& dtop,
+                             DenseHistory& history, const BlockHooks& hooks) const {
   const Arena::Scope scope(arena);
-  const Tensor dx = arena.allocate(dresidual.shape(), DType::f32, "backward scratch");
+  const bool rounds = compute_ != DType::f32;  // a layer's dout is the residual stream's cotangent in the compute dtype
+  const Tensor dresidual = rounds ? arena.allocate(top.residual.shape(), DType::f32, "backward scratch") : top.x;
+  const Tensor dupdate = rounds ? top.x : Tensor(), dout = rounds ? dupdate : dresidual, dx = dtop;
+  const auto gradient_done = [&](int block) {
+    if (hooks.gradient_done) hooks.gradient_done(block);
+  };
+
+  fill(stream, dresidual, 0.0f);
+  rmsnorm_backward(stream, dtop, top.residual, top.rstd, final_norm_.value, dresidual, dupdate, final_norm_.gradient);
   for (std::int64_t layer = config_.layers - 1; layer >= 0; --layer) {
     restore(stream, layer, history);
     const DenseHistory::Kept& kept = history.kept(layer);
-    mixers_[static_cast<std::size_t>(layer)].backward(stream, arena, dresidual, history.projected(layer),
-                                                      history.mixed(layer), kept.chunk_states, history.sources(layer),
-                                                      history.readers(layer), history.q(layer), dx);
-    rmsnorm_backward(stream, dx, kept.residual, kept.rstd, norm(layer).value, dresidual, norm(layer).gradient);
-    if (block_done) block_done(static_cast<int>(layer) + 1);
+    mixers_[static_cast<std::size_t>(layer)].backward(stream, arena, dout, history.projected(layer), history.mixed(layer),
+                                                      kept.chunk_states, history.sources(layer), history.readers(layer),
+                                                      history.q(layer), dx);
+    rmsnorm_backward(stream, dx, kept.residual, kept.rstd, norm(layer).value, dresidual, dupdate, norm(layer).gradient);
+    gradient_done(static_cast<int>(layer) + 1);
   }
   vocabulary_.embed_backward(stream, tokens, dresidual);
-  if (block_done) block_done(0);
+  gradient_done(0);
+  gradient_done(small_block(config_));
 }
 
 void LanguageModel::forward_backward(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& targets, float scale,
-                                     const Options& options, const Tensor& loss_sum, const BlockDone& block_done) const {
+                                     const Options& options, const Tensor& loss_sum, const BlockHooks& hooks) const {
   const Arena::Scope scope(arena);
   DenseHistory history(arena, config_, shape_of(tokens), /*training=*/true, options.recompute, mixers_);
-  const Top top = forward(stream, arena, tokens, history);
-  const Tensor dtop = arena.allocate(top.x.shape(), DType::f32, "backward scratch");
+  const Top top = forward(stream, arena, tokens, history, hooks);
+  const Tensor dtop = arena.allocate(top.x.shape(), compute_, "backward scratch");
   vocabulary_.loss(stream, arena, top.x, targets, options.loss_chunk, scale, dtop, loss_sum);
-  const Tensor dresidual = top.x;  // its values are spent
-  fill(stream, dresidual, 0.0f);
-  rmsnorm_backward(stream, dtop, top.residual, top.rstd, final_norm_.value, dresidual, final_norm_.gradient);
-  if (block_done) block_done(static_cast<int>(config_.layers) + 1);
-  backward(stream, arena, tokens, dresidual, history, block_done);
+  backward(stream, arena, tokens, top, dtop, history, hooks);
 }
 
 void LanguageModel::evaluate(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& targets,
                              const Options& options, const Tensor& loss_sum) const {
   const Arena::Scope scope(arena);
   DenseHistory history(arena, config_, shape_of(tokens), /*training=*/false, Recompute::none, mixers_);
-  const Top top = forward(stream, arena, tokens, history);
+  const Top top = forward(stream, arena, tokens, history, {});
   vocabulary_.loss(stream, arena, top.x, targets, options.loss_chunk, 0.0f, Tensor(), loss_sum);
 }
 
 void LanguageModel::logits(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& logits) const {
   const Arena::Scope scope(arena);
   DenseHistory history(arena, config_, shape_of(tokens), /*training=*/false, Recompute::none, mixers_);
-  const Top top = forward(stream, arena, tokens, history);
+  const Top top = forward(stream, arena, tokens, history, {});
   vocabulary_.logits(stream, top.x, logits);
 }
 

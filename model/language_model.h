@@ -24,18 +24,21 @@ class LanguageModel {
     Recompute recompute = Recompute::none;
     std::int64_t loss_chunk = 1024;  ///< Tokens whose logits exist at once.
   };
-  /// Called when all gradients of a block are complete, last block first.
-  using BlockDone = std::function<void(int block)>;
+  /// Told where in a step blocks of parameters (ParameterSpec::block) come into play; either may be empty.
+  struct BlockHooks {
+    std::function<void(int block)> before_use;     ///< Before the first op that reads the block's values, in order of use.
+    std::function<void(int block)> gradient_done;  ///< When all gradients of the block are complete.
+  };
 
   /// tokens, targets [B, T] i32. loss_sum[0] += Σ cross-entropy; gradients += scale · d(Σ cross-entropy).
   void forward_backward(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& targets, float scale,
-                        const Options& options, const Tensor& loss_sum, const BlockDone& block_done) const;
+                        const Options& options, const Tensor& loss_sum, const BlockHooks& hooks) const;
 
   /// loss_sum[0] += Σ cross-entropy, no gradients.
   void evaluate(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& targets, const Options& options,
                 const Tensor& loss_sum) const;
 
-  /// This rank's columns of the logits of every token: logits [B, T, V_padded / ranks].
+  /// This rank's columns of the logits of every token: logits [B, T, V_padded / ranks], f32 or compute dtype.
   void logits(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& logits) const;
 
   const ModelConfig& config() const { return config_; }
@@ -43,6 +46,7 @@ class LanguageModel {
   const Parameter& norm(std::int64_t layer) const { return norms_[static_cast<std::size_t>(layer)]; }
   const Parameter& final_norm() const { return final_norm_; }
   const VocabularyParallel& vocabulary() const { return vocabulary_; }
+  DType compute_dtype() const { return compute_; }
   /// D of this rank.
   std::int64_t local_channels() const { return config_.d_inner() / tensor_->size(); }
 
@@ -55,13 +59,14 @@ class LanguageModel {
   };
 
   ActivationShape shape_of(const Tensor& tokens) const;
-  Top forward(Stream& stream, Arena& arena, const Tensor& tokens, DenseHistory& history) const;
-  void backward(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& dresidual, DenseHistory& history,
-                const BlockDone& block_done) const;
+  Top forward(Stream& stream, Arena& arena, const Tensor& tokens, DenseHistory& history, const BlockHooks& hooks) const;
+  void backward(Stream& stream, Arena& arena, const Tensor& tokens, const Top& top, const Tensor& dtop,
+                DenseHistory& history, const BlockHooks& hooks) const;
   /// Makes again what backward of `layer` reads and the rings no longer hold.
   void restore(Stream& stream, std::int64_t layer, DenseHistory& history) const;
 
   const ModelConfig& config_;
+  DType compute_;
   Communicator* tensor_;
   VocabularyParallel vocabulary_;
   std::vector<Parameter> norms_;

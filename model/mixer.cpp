@@ -9,14 +9,18 @@ namespace dm {
 
 Mixer::Projected Mixer::Projected::allocate(Arena& arena, const ModelConfig& config, const ActivationShape& shape) {
   const auto channels = [&](std::string_view tag) {
-    return arena.allocate({shape.batch, shape.tokens, shape.local_channels}, DType::f32, tag);
+    return arena.allocate({shape.batch, shape.tokens, shape.local_channels}, shape.compute, tag);
   };
   Projected projected;
-  projected.x = arena.allocate({shape.batch, shape.tokens, config.d_model}, DType::f32, "normalised inputs");
+  projected.x = arena.allocate({shape.batch, shape.tokens, config.d_model}, shape.compute, "normalised inputs");
   projected.xh = channels("in_proj outputs");
   projected.z = channels("in_proj outputs");
   projected.u = channels("convolution outputs");
   projected.dt = channels("time steps");
+  if (shape.compute != DType::f32) {
+    projected.dbc_operand =
+        arena.allocate({shape.batch, shape.tokens, config.dt_rank + 2 * config.d_state}, shape.compute, "x_proj outputs");
+  }
   return projected;
 }
 
@@ -25,11 +29,11 @@ Mixer::Mixed Mixer::Mixed::allocate(Arena& arena, const ModelConfig& config, con
   const Shape channels{shape.batch, shape.tokens, shape.local_channels};
   if (dense) {
     const Shape bottleneck{shape.batch, shape.tokens, config.gate_rank};
-    mixed.gate_input = arena.allocate(bottleneck, DType::f32, "dense gates");
-    mixed.gate_hidden = arena.allocate(bottleneck, DType::f32, "dense gates");
-    mixed.gate = arena.allocate(channels, DType::f32, "dense gates");
+    mixed.gate_input = arena.allocate(bottleneck, shape.compute, "dense gates");
+    mixed.gate_hidden = arena.allocate(bottleneck, shape.compute, "dense gates");
+    mixed.gate = arena.allocate(channels, shape.compute, "dense gates");
   }
-  mixed.out = arena.allocate(channels, DType::f32, "scan outputs");
+  mixed.out = arena.allocate(channels, shape.compute, "scan outputs");
   return mixed;
 }
 
@@ -65,7 +69,8 @@ void Mixer::project(Stream& stream, const Projected& p, const Carry& carry, bool
     tensor_->all_reduce(stream, p.dbc);
   }
   linear_forward(stream, p.x, in_z_.value, p.z);
-  linear_forward(stream, Matrix(p.dbc).columns_of(0, R_), dt_proj_.value, p.dt);
+  if (p.dbc_operand.dtype() != DType::f32) convert(stream, p.dbc, p.dbc_operand);
+  linear_forward(stream, Matrix(p.dbc_operand).columns_of(0, R_), dt_proj_.value, p.dt);
 }
 
 ScanRecurrence Mixer::recurrence(const Projected& p, const Tensor& chunk_states, const Tensor& initial_state) const {
@@ -104,40 +109,49 @@ void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Pro
                      std::span<const ScanReader> readers, const Tensor& q, const Tensor& dx) const {
   const Arena::Scope scope(arena);
   const Shape channels = p.u.shape();
-  const auto scratch = [&](Shape shape) { return arena.allocate(shape, DType::f32, "backward scratch"); };
+  const DType compute = p.u.dtype();
+  const auto scratch = [&](Shape shape, DType dtype) { return arena.allocate(shape, dtype, "backward scratch"); };
+  // A float32 sum as an operand of products: itself, or its rounded copy.
+  const auto operand = [&](const Tensor& sum) {
+    if (compute == DType::f32) return sum;
+    const Tensor rounded = scratch(sum.shape(), compute);
+    convert(stream, sum, rounded);
+    return rounded;
+  };
 
   // out = mixed.out · out_projᵀ
-  const Tensor dmixed = scratch(channels);
+  const Tensor dmixed = scratch(channels, compute);
   linear_backward_input(stream, dout, out_proj_.value, dmixed, Accumulate::overwrite);
   linear_backward_weight(stream, dout, m.out, out_proj_.gradient);
 
   // The scan. Cotangents of x_proj's output and of the gate's bottleneck share one buffer: they cross the group together.
   const std::int64_t rows = p.dbc.rows(), small = R_ + 2 * N_, G = dense_ ? m.gate_input.size(-1) : 0;
-  const Tensor crossing = scratch({rows * (small + G)});
+  const Tensor crossing = scratch({rows * (small + G)}, DType::f32);
   const Tensor ddbc = crossing.flat(0, rows * small).reshaped(p.dbc.shape());
-  const Tensor du = scratch(channels), ddt = scratch(channels);
+  const Tensor du = scratch(channels, compute), ddt = scratch(channels, compute);
   const Tensor dz = p.z, gate = dense_ ? m.gate : Tensor(), dgate = gate;  // in place
-  selective_scan_backward(stream, {.own = recurrence(p, chunk_states, {}),
-                                   .sources = sources,
-                                   .readers = readers,
-                                   .gate = gate,
-                                   .skip = skip_.value,
-                                   .z = p.z,
-                                   .dout = dmixed,
-                                   .du = du,
-                                   .ddt = ddt,
-                                   .ddbc = ddbc,
-                                   .dz = dz,
-                                   .dgate = dgate,
-                                   .q = dense_ ? q : Tensor(),
-                                   .dA_log = A_log_.gradient,
-                                   .dskip = skip_.gradient,
-                                   .ddt_bias = dt_bias_.gradient,
-                                   .scratch = scratch({scan_backward_scratch(channels[0], channels[1], channels[2], N_)})});
+  selective_scan_backward(
+      stream, {.own = recurrence(p, chunk_states, {}),
+               .sources = sources,
+               .readers = readers,
+               .gate = gate,
+               .skip = skip_.value,
+               .z = p.z,
+               .dout = dmixed,
+               .du = du,
+               .ddt = ddt,
+               .ddbc = ddbc,
+               .dz = dz,
+               .dgate = dgate,
+               .q = dense_ ? q : Tensor(),
+               .dA_log = A_log_.gradient,
+               .dskip = skip_.gradient,
+               .ddt_bias = dt_bias_.gradient,
+               .scratch = scratch({scan_backward_scratch(channels[0], channels[1], channels[2], N_)}, DType::f32)});
 
   // dt = δ · dt_projᵀ
   linear_backward_input(stream, ddt, dt_proj_.value, Matrix(ddbc).columns_of(0, R_), Accumulate::overwrite);
-  linear_backward_weight(stream, ddt, Matrix(p.dbc).columns_of(0, R_), dt_proj_.gradient);
+  linear_backward_weight(stream, ddt, Matrix(p.dbc_operand).columns_of(0, R_), dt_proj_.gradient);
 
   // gate = silu(x · fc1ᵀ) · fc2ᵀ, first half
   Tensor dhidden;
@@ -149,8 +163,9 @@ void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Pro
   tensor_->all_reduce(stream, crossing);
 
   // dbc = u · x_projᵀ and u = silu(conv(xh))
-  linear_backward_input(stream, ddbc, x_proj_.value, du, Accumulate::add);
-  linear_backward_weight(stream, ddbc, p.u, x_proj_.gradient);
+  const Tensor ddbc_operand = operand(ddbc);
+  linear_backward_input(stream, ddbc_operand, x_proj_.value, du, Accumulate::add);
+  linear_backward_weight(stream, ddbc_operand, p.u, x_proj_.gradient);
   const Tensor dxh = dmixed;  // its values are spent
   causal_conv_silu_backward(stream, du, p.xh, conv_weight_.value, conv_bias_.value, dxh, conv_weight_.gradient,
                             conv_bias_.gradient);
@@ -164,9 +179,10 @@ void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Pro
 
   // The gate's fc1 is whole on every rank and so is its cotangent: its part of dx is added after the sum.
   if (dense_) {
-    silu_backward(stream, m.gate_input, dhidden, dhidden);
-    linear_backward_input(stream, dhidden, gate_fc1_.value, dx, Accumulate::add);
-    linear_backward_weight(stream, dhidden, p.x, gate_fc1_.gradient);
+    const Tensor dinput = operand(dhidden);
+    silu_backward(stream, m.gate_input, dinput, dinput);
+    linear_backward_input(stream, dinput, gate_fc1_.value, dx, Accumulate::add);
+    linear_backward_weight(stream, dinput, p.x, gate_fc1_.gradient);
   }
 }
 

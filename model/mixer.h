@@ -18,6 +18,7 @@ struct ActivationShape {
   std::int64_t batch = 0;
   std::int64_t tokens = 0;          ///< [T] of one sequence.
   std::int64_t local_channels = 0;  ///< D / tensor ranks.
+  DType compute = DType::f32;       ///< Of activations: f32, or bf16 on GPUs.
 
   std::int64_t rows() const { return batch * tokens; }
 };
@@ -34,8 +35,9 @@ class Mixer {
     Tensor z;   ///< [B, T, D] in_proj's second half.
     Tensor u;   ///< [B, T, D] after convolution and SiLU.
     Tensor dt;  ///< [B, T, D] dt_proj's output, before bias and softplus.
-    Tensor
-        dbc;  ///< [B, T, R+2N] f32, summed over the tensor group: small, and kept so that recomputation never communicates.
+    /// [B, T, R+2N] f32, summed over the tensor group: small, and kept so that recomputation never communicates.
+    Tensor dbc;
+    Tensor dbc_operand;  ///< The same in the compute dtype, for products; dbc itself where that is f32.
 
     /// Everything but dbc.
     static Projected allocate(Arena& arena, const ModelConfig& config, const ActivationShape& shape);

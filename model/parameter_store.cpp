@@ -6,6 +6,8 @@
 
 #include <fmt/format.h>
 
+#include "kernels/elementwise.h"
+#include "runtime/copy.h"
 #include "runtime/random.h"
 
 namespace dm {
@@ -55,37 +57,93 @@ std::vector<std::int64_t> lay_out(std::vector<ParameterSpec> specs, int tensor_s
   return block_sizes;
 }
 
+/// Writes the first values of `entry` on this rank to `out`, in local order.
+void write_initial_values(const ParameterStore::Entry& entry, const StorePlace& place, std::uint64_t seed, float* out) {
+  const RandomStream random(seed, entry.spec.name);
+  const std::int64_t columns = as_matrix(entry.spec.shape)[1];
+  for (const Rectangle& part :
+       global_rectangles(entry.spec.shape, entry.spec.shard, place.tensor_rank, place.tensor_size, 0, entry.range.size)) {
+    for (std::int64_t row = part.row; row < part.row + part.rows; ++row) {
+      for (std::int64_t column = part.column; column < part.column + part.columns; ++column) {
+        *out++ = initial_value(entry.spec.init, random, row * columns + column, column);
+      }
+    }
+  }
+}
+
 }  // namespace
 
-ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, StorePlace place, Device device, MemoryReport& report)
-    : place_(place), partition_(lay_out(std::move(specs), place.tensor_size, entries_), place.data_rank, place.data_size) {
+ParameterStore::ParameterStore(std::vector<ParameterSpec> specs, StorePlace place, Device device, MemoryReport& report,
+                               DType compute)
+    : place_(place),
+      device_(device),
+      compute_(compute),
+      partition_(lay_out(std::move(specs), place.tensor_size, entries_), place.data_rank, place.data_size) {
+  require(compute == DType::f32 || compute == DType::bf16, "parameters are float32 or bfloat16");
   for (Entry& entry : entries_) entry.range.begin += partition_.block(entry.spec.block).begin;
-  values_ = Buffer("parameters", partition_.elements() * size_of(DType::f32), device, report);
-  gradients_ = Buffer("gradients", partition_.elements() * size_of(DType::f32), device, report);
+  constexpr std::int64_t kFloat = size_of(DType::f32);
+  const std::int64_t small = partition_.elements() - matrix_elements();
+  matrices_ = Buffer("parameters", matrix_elements() * size_of(compute), device, report);
+  small_ = Buffer("parameters", small * kFloat, device, report);
+  if (has_masters()) {
+    masters_ = Buffer("master parameters", matrix_elements() / place.data_size * kFloat, device, report);
+  }
+  gradients_ = Buffer("gradients", partition_.elements() * kFloat, device, report);
+}
+
+Tensor ParameterStore::values(int block) const {
+  const FlatRange range = partition_.block(block);
+  if (block + 1 == partition_.blocks()) return small_.tensor({range.size}, DType::f32);
+  return matrices_.tensor({matrix_elements()}, compute_).flat(range.begin, range.size);
+}
+
+Tensor ParameterStore::masters(int block) const {
+  const FlatRange owned = partition_.owned(block);
+  if (has_masters() && block + 1 < partition_.blocks()) {
+    return masters_.tensor({matrix_elements() / place_.data_size}, DType::f32)
+        .flat(partition_.owned_offset(block), owned.size);
+  }
+  return values(block).flat(owned.begin - partition_.block(block).begin, owned.size);
 }
 
 Parameter ParameterStore::parameter(std::string_view name) const {
   const auto at =
       std::find_if(entries_.begin(), entries_.end(), [&](const Entry& entry) { return entry.spec.name == name; });
   if (at == entries_.end()) fail(fmt::format("the model has no parameter {}", name));
-  const auto view = [&](const Tensor& flat) { return flat.flat(at->range.begin, at->range.size).reshaped(at->local_shape); };
-  return {view(values()), view(gradients())};
+  const FlatRange range = at->range;
+  const std::int64_t in_block = range.begin - partition_.block(at->spec.block).begin;
+  return {values(at->spec.block).flat(in_block, range.size).reshaped(at->local_shape),
+          gradients().flat(range.begin, range.size).reshaped(at->local_shape)};
 }
 
-void ParameterStore::initialize(std::uint64_t seed) {
-  float* values = this->values().as<float>();
-  for (const Entry& entry : entries_) {
-    const RandomStream random(seed, entry.spec.name);
-    const std::int64_t columns = as_matrix(entry.spec.shape)[1];
-    float* out = values + entry.range.begin;
-    for (const Rectangle& part : global_rectangles(entry.spec.shape, entry.spec.shard, place_.tensor_rank,
-                                                   place_.tensor_size, 0, entry.range.size)) {
-      for (std::int64_t row = part.row; row < part.row + part.rows; ++row) {
-        for (std::int64_t column = part.column; column < part.column + part.columns; ++column) {
-          *out++ = initial_value(entry.spec.init, random, row * columns + column, column);
-        }
+void ParameterStore::initialize(Stream& stream, std::uint64_t seed) {
+  for (int block = 0; block < partition_.blocks(); ++block) {
+    const FlatRange range = partition_.block(block), owned = partition_.owned(block);
+    std::vector<float> staging(static_cast<std::size_t>(range.size));
+    for (const Entry& entry : entries_) {
+      if (entry.spec.block == block) {
+        write_initial_values(entry, place_, seed, staging.data() + (entry.range.begin - range.begin));
       }
     }
+    const Tensor host = Tensor::of(staging.data(), {range.size}), values = this->values(block);
+    if (values.dtype() == DType::f32) {
+      copy(stream, host, values);
+    } else {
+      std::vector<BFloat16> rounded(staging.size());
+      std::transform(staging.begin(), staging.end(), rounded.begin(), [](float value) { return BFloat16(value); });
+      copy(stream, Tensor::of(rounded.data(), {range.size}), values);
+      copy(stream, host.flat(owned.begin - range.begin, owned.size), masters(block));
+      stream.synchronize();  // rounded goes
+    }
+    stream.synchronize();  // staging goes
+  }
+}
+
+void ParameterStore::round_masters(Stream& stream) const {
+  if (!has_masters()) return;
+  for (int block = 0; block + 1 < partition_.blocks(); ++block) {
+    const FlatRange owned = partition_.owned(block);
+    convert(stream, masters(block), values(block).flat(owned.begin - partition_.block(block).begin, owned.size));
   }
 }
 

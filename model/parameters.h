@@ -31,11 +31,17 @@ struct ParameterSpec {
   Shard shard;       ///< Over the tensor group.
   Initializer init;
   bool decay = false;  ///< Takes part in weight decay.
-  int block = 0;       ///< 0 embedding, 1 … L layers, L + 1 final norm: the unit of gradient reduction.
+  int block = 0;       ///< 0 embedding, 1 … L the matrices of a layer, L + 1 all else: the unit of gradient reduction.
 };
 
 /// "backbone.layers.3.mixer.": the prefix of a layer's mixer parameters.
 std::string mixer_prefix(std::int64_t layer);
+
+/// The block of everything that is no operand of a matrix product: norms, convolutions, biases, A_log and D of all layers.
+/// Few in number and kept in float32 whatever the compute dtype.
+inline int small_block(const ModelConfig& config) {
+  return static_cast<int>(config.layers) + 1;
+}
 
 /// All parameters of `config` (resolved), ordered by block. Gates exist in layers ≥ 1 when dense_depth > 0; fc2 starts at
 /// zero, so that training starts as plain Mamba. No decay on A_log, D, norms and biases.

@@ -34,9 +34,9 @@ void VocabularyParallel::loss(Stream& stream, Arena& arena, const Tensor& x, con
   const Arena::Scope scope(arena);
   const std::int64_t rows = x.rows(), C = x.size(-1), columns = table_.value.size(0), ranks = tensor_->size();
   chunk = std::min(chunk, rows);
-  const auto scratch = [&](Shape shape) { return arena.allocate(shape, DType::f32, "logits of one chunk"); };
-  const Tensor logits_space = scratch({chunk, columns}), stats_space = scratch({ranks * chunk * 3});
-  const Tensor losses_space = scratch({chunk});
+  const auto scratch = [&](Shape shape, DType dtype) { return arena.allocate(shape, dtype, "logits of one chunk"); };
+  const Tensor logits_space = scratch({chunk, columns}, x.dtype());
+  const Tensor stats_space = scratch({ranks * chunk * 3}, DType::f32), losses_space = scratch({chunk}, DType::f32);
   const Tensor x_rows = x.reshaped({rows, C}), target_rows = targets.flat();
 
   for (std::int64_t begin = 0; begin < rows; begin += chunk) {

@@ -23,7 +23,7 @@ class VocabularyParallel {
   /// Adds dout [B, T, C] f32 to the rows' gradients.
   void embed_backward(Stream& stream, const Tensor& tokens, const Tensor& dout) const;
 
-  /// This rank's columns of the logits: logits [.., V_padded / ranks] = x [.., C] · tableᵀ.
+  /// This rank's columns of the logits: logits [.., V_padded / ranks] f32 or compute dtype = x [.., C] · tableᵀ.
   void logits(Stream& stream, const Tensor& x, const Tensor& logits) const;
 
   /// loss_sum[0] += Σ over all tokens of the cross-entropy of targets [B, T] i32 under softmax(x · tableᵀ), the same on

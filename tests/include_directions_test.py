@@ -23,7 +23,7 @@ SCRIPTS = (".py", ".sh")
 INCLUDE = re.compile(r'^\s*#\s*include\s+(["<])([^">]+)[">]')
 # Headers of CUDA and of its libraries, and the places that may know them.
 CUDA = re.compile(r"^(cuda|cub/|cublas|curand|cusparse|cutlass/|cute/|mma\.h|nvtx|nccl|thrust/|cooperative_groups|device_launch)")
-CUDA_PLACES = ("runtime/cuda/", "kernels/cuda/", "parallel/nccl")
+CUDA_PLACES = ("runtime/cuda/", "kernels/cuda/", "parallel/cuda/")
 
 
 def is_third_party(header):
@@ -84,7 +84,7 @@ def check_the_checks():
         ("model/a.cpp", sentence + '#include "kernels/b.h"\n#include <fmt/format.h>\n'),
         ("kernels/cuda/a.cu", sentence + '#include <cuda_runtime.h>\n#include <cub/cub.cuh>\n'),
         ("kernels/cpu/a.cpp", sentence + "#include <cblas.h>\n"),
-        ("parallel/nccl_communicator.cpp", sentence + "#include <nccl.h>\n"),
+        ("parallel/cuda/nccl_communicator.cpp", sentence + "#include <nccl.h>\n"),
         ("tests/kernels/a_test.cpp", sentence + "#include <gtest/gtest.h>\n"),
         ("launch/a.sh", "#!/usr/bin/env bash\n# What this script does.\n"),
     ]

@@ -15,8 +15,7 @@ namespace dm {
 namespace {
 
 std::filesystem::path configs() {
-  const char* source = std::getenv("SOURCE_DIR");
-  return std::filesystem::path(source == nullptr ? "." : source) / "configs";
+  return std::filesystem::path(DM_SOURCE_DIR) / "configs";
 }
 
 TrainOptions preset(const std::string& name) {

@@ -157,25 +157,30 @@ TEST_P(WholeModel, PaddingTokensHaveNoGradientFromTheHead) {
   for (std::size_t i = first; i < table.size(); ++i) ASSERT_EQ(table[i], 0.0f);
 }
 
-TEST_P(WholeModel, BlocksAreDoneFromTheLastToTheFirstAndOnce) {
+TEST_P(WholeModel, BlocksAreUsedAndDoneInOrderAndOnce) {
   const Batch batch = some_batch();
   for (const Recompute recompute : {Recompute::none, Recompute::block}) {
-    std::vector<int> done;
+    std::vector<int> used, done;
     std::vector<std::vector<float>> complete;
     float loss = 0;
     rank_.clear_gradients();
     rank_.with_arena([&](Stream& stream, Arena& arena) {
       done.clear();
       complete.clear();
+      used.clear();
+      const LanguageModel::BlockHooks hooks{.before_use = [&](int block) { used.push_back(block); },
+                                            .gradient_done =
+                                                [&](int block) {
+                                                  const FlatRange range = rank_.store().partition().block(block);
+                                                  const float* from = rank_.store().gradients().as<float>() + range.begin;
+                                                  done.push_back(block);
+                                                  complete.emplace_back(from, from + range.size);
+                                                }};
       rank_.model().forward_backward(stream, arena, batch.token_tensor(), batch.target_tensor(), 1.0f,
-                                     {.recompute = recompute}, Tensor::of(&loss, {1}), [&](int block) {
-                                       const FlatRange range = rank_.store().partition().block(block);
-                                       const float* from = rank_.store().gradients().as<float>() + range.begin;
-                                       done.push_back(block);
-                                       complete.emplace_back(from, from + range.size);
-                                     });
+                                     {.recompute = recompute}, Tensor::of(&loss, {1}), hooks);
     });
-    EXPECT_EQ(done, (std::vector<int>{4, 3, 2, 1, 0}));
+    EXPECT_EQ(used, (std::vector<int>{4, 0, 1, 2, 3}));
+    EXPECT_EQ(done, (std::vector<int>{3, 2, 1, 0, 4}));
     const std::vector<float> gradients = rank_.gradients();
     for (std::size_t i = 0; i < done.size(); ++i) {
       const FlatRange range = rank_.store().partition().block(done[i]);

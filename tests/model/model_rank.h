@@ -40,7 +40,7 @@ inline std::vector<ParameterSpec> open_specs(const ModelConfig& config) {
   std::vector<ParameterSpec> specs = parameter_specs(config);
   for (ParameterSpec& spec : specs) {
     const auto is = [&](const char* end) { return spec.name.ends_with(end); };
-    if (is("proj.weight") || is("fc1.weight") || is("fc2.weight")) spec.init = {Initializer::Kind::uniform, 0.5f};
+    if (is("proj.weight") || is("fc1.weight") || is("fc2.weight")) spec.init = {Initializer::Kind::uniform, 0.4f};
     if (is("mixer.D") || is("dt_proj.bias")) spec.init = {Initializer::Kind::uniform, 1.0f};
     if (is("embedding.weight")) spec.init = {Initializer::Kind::normal, 0.3f};
   }
@@ -83,19 +83,23 @@ void for_each_element(const ParameterStore& store, const ParameterStore::Entry& 
   }
 }
 
+/// The gradient norm above which updates are clipped.
+inline constexpr float kClip = 0.5f;
+
 class ModelRank {
  public:
   using Options = LanguageModel::Options;
 
-  ModelRank(const ModelConfig& config, Grid grid, std::vector<ParameterSpec> specs, PartitionedAdamW::Settings settings = {})
+  ModelRank(const ModelConfig& config, Grid grid, std::vector<ParameterSpec> specs,
+            PartitionedAdamW::Settings settings = {.clip = kClip})
       : config_(config),
         grid_(std::move(grid)),
         store_(std::move(specs), {grid_.tensor->rank(), grid_.tensor->size(), grid_.data->rank(), grid_.data->size()},
                Device::cpu(), report_),
         model_(config_, store_, *grid_.tensor),
-        optimizer_(store_, grid_, settings, Device::cpu(), report_) {
+        optimizer_(store_, grid_, settings, report_) {
     use_one_blas_thread();
-    store_.initialize(/*seed=*/7);
+    store_.initialize(stream_, /*seed=*/7);
   }
   /// A grid of this process alone.
   explicit ModelRank(const ModelConfig& config) : ModelRank(config, Grid::plan(1, 1), open_specs(config)) {}
@@ -173,19 +177,21 @@ class ModelRank {
       const bool last = begin + micro == first + share;
       model_.forward_backward(stream_, arena, batch.token_tensor().slice(begin, micro),
                               batch.target_tensor().slice(begin, micro), static_cast<float>(1 / rows), options, loss_sum,
-                              [&](int block) {
-                                if (last) optimizer_.reduce_block(stream_, block);
-                              });
+                              {.before_use = {}, .gradient_done = [&](int block) {
+                                 if (last) optimizer_.reduce_block(stream_, block);
+                               }});
     }
     optimizer_.add_gradient_norm_squared(stream_, norm_squared);
     grid_.data->all_reduce(stream_, loss_sum);
     return {static_cast<double>(sums[0]) / rows, std::sqrt(static_cast<double>(sums[1]))};
   }
 
-  /// The `number`-th update, the gradient clipped to the norm `clip`.
-  void update(const Result& result, std::int64_t number, double lr, double clip) {
-    const double scale = result.gradient_norm > clip ? clip / result.gradient_norm : 1.0;
-    optimizer_.update(stream_, static_cast<float>(lr), number, static_cast<float>(scale));
+  /// The next update with what `reduced_gradients` left.
+  void update(Result result, double lr) {
+    auto loss = static_cast<float>(result.loss);
+    auto norm_squared = static_cast<float>(result.gradient_norm * result.gradient_norm);
+    optimizer_.update(stream_, static_cast<float>(lr), Tensor::of(&loss, {1}), Tensor::of(&norm_squared, {1}),
+                      [&](int block) { optimizer_.gather_block(stream_, block); });
   }
 
   const ModelConfig& config() const { return config_; }
@@ -201,7 +207,14 @@ class ModelRank {
   std::vector<float> value(const std::string& name) const { return copy(store_.parameter(name).value); }
   std::vector<float> gradient(const std::string& name) const { return copy(store_.parameter(name).gradient); }
   std::vector<float> gradients() const { return copy(store_.gradients()); }
-  std::vector<float> values() const { return copy(store_.values()); }
+  std::vector<float> values() const {
+    std::vector<float> all;
+    for (int block = 0; block < store_.partition().blocks(); ++block) {
+      const std::vector<float> values = copy(store_.values(block));
+      all.insert(all.end(), values.begin(), values.end());
+    }
+    return all;
+  }
 
  private:
   static std::vector<float> copy(const Tensor& tensor) { return {tensor.as<float>(), tensor.as<float>() + tensor.numel()}; }

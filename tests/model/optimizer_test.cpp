@@ -17,18 +17,19 @@
 namespace dm {
 namespace {
 
-constexpr PartitionedAdamW::Settings kSettings{.beta1 = 0.8f, .beta2 = 0.9f, .epsilon = 1e-6f, .weight_decay = 0.3f};
-constexpr float kLearningRate = 1e-2f, kScale = 0.25f;
+constexpr PartitionedAdamW::Settings kSettings{
+    .beta1 = 0.8f, .beta2 = 0.9f, .epsilon = 1e-6f, .weight_decay = 0.3f, .clip = 2.0f};
+constexpr float kLearningRate = 1e-2f;
 
 /// One parameter in double.
 struct Oracle {
   std::vector<double> value, first, second;
 
-  void step(const std::vector<float>& gradient, double weight_decay, int number) {
+  void step(const std::vector<float>& gradient, double scale, double weight_decay, int number) {
     const auto beta1 = static_cast<double>(kSettings.beta1), beta2 = static_cast<double>(kSettings.beta2);
     const auto lr = static_cast<double>(kLearningRate);
     for (std::size_t i = 0; i < value.size(); ++i) {
-      const double g = static_cast<double>(kScale) * static_cast<double>(gradient[i]);
+      const double g = scale * static_cast<double>(gradient[i]);
       first[i] = beta1 * first[i] + (1 - beta1) * g;
       second[i] = beta2 * second[i] + (1 - beta2) * g * g;
       const double m = first[i] / (1 - std::pow(beta1, number)), v = second[i] / (1 - std::pow(beta2, number));
@@ -37,10 +38,10 @@ struct Oracle {
   }
 };
 
-/// Gradients of step `number` in every parameter, NaN in the padding between.
+/// Gradients of step `number` in every parameter, zero in the padding between, as a backward leaves them.
 void set_gradients(ParameterStore& store, int number) {
   const Tensor all = store.gradients();
-  std::fill_n(all.as<float>(), all.numel(), std::numeric_limits<float>::quiet_NaN());
+  std::fill_n(all.as<float>(), all.numel(), 0.0f);
   for (const ParameterStore::Entry& entry : store.entries()) {
     const RandomStream random(static_cast<std::uint64_t>(number), entry.spec.name);
     float* gradient = store.parameter(entry.spec.name).gradient.as<float>();
@@ -60,19 +61,22 @@ TEST(PartitionedAdamW, FollowsTheFormulaWithoutDecayWhereThereIsNone) {
   for (int number = 1; number <= 6; ++number) {
     set_gradients(rank.store(), number);
     double squares = 0;
+    for (const float g : rank.gradients()) squares += static_cast<double>(g) * static_cast<double>(g);
+    const double scale = static_cast<double>(kSettings.clip) / std::sqrt(squares);
+    ASSERT_LT(scale, 1) << "clipping is part of the test";
     for (const ParameterStore::Entry& entry : rank.store().entries()) {
       const std::vector<float> gradient = rank.gradient(entry.spec.name);
-      for (const float g : gradient) squares += static_cast<double>(g) * static_cast<double>(g);
       const bool no_decay = entry.local_shape.rank() == 1 || entry.spec.name.ends_with("A_log");
       const double decay = no_decay ? 0.0 : static_cast<double>(kSettings.weight_decay);
-      oracles[entry.spec.name].step(gradient, decay, number);
+      oracles[entry.spec.name].step(gradient, scale, decay, number);
     }
     float norm_squared = 0;
     rank.optimizer().add_gradient_norm_squared(rank.stream(), Tensor::of(&norm_squared, {1}));
-    EXPECT_NEAR(static_cast<double>(norm_squared) / squares, 1, 1e-6) << "padding takes no part";
-    rank.optimizer().update(rank.stream(), kLearningRate, number, kScale);
+    EXPECT_NEAR(static_cast<double>(norm_squared) / squares, 1, 1e-6);
+    float loss = 1;
+    rank.optimizer().update(rank.stream(), kLearningRate, Tensor::of(&loss, {1}), Tensor::of(&norm_squared, {1}), {});
   }
-  for (const StatePiece& piece : rank.optimizer().pieces_to_save()) {
+  for (const StatePiece& piece : rank.optimizer().pieces_to_save(rank.stream())) {
     const Oracle& oracle = oracles[piece.parameter];
     const std::vector<double>& expected = piece.kind == StateKind::value          ? oracle.value
                                           : piece.kind == StateKind::first_moment ? oracle.first
@@ -92,7 +96,7 @@ TEST(PartitionedAdamW, TwoRunsGiveTheSameBits) {
   for (int run = 0; run < 2; ++run) {
     ModelRank rank(config);
     for (int number = 1; number <= 3; ++number) {
-      rank.update(rank.reduced_gradients(batch, /*micro=*/2, {}), number, 1e-2, 1.0);
+      rank.update(rank.reduced_gradients(batch, /*micro=*/2, {}), 1e-2);
     }
     values.push_back(rank.values());
   }
@@ -103,7 +107,7 @@ TEST(PartitionedAdamW, ALearningModelLearns) {
   ModelRank rank(small_config(2));
   const Batch batch = Batch::random(3, 4, 33, rank.config().vocabulary);
   const double before = rank.evaluate(batch);
-  for (int number = 1; number <= 20; ++number) rank.update(rank.reduced_gradients(batch, 4, {}), number, 1e-2, 1.0);
+  for (int number = 1; number <= 20; ++number) rank.update(rank.reduced_gradients(batch, 4, {}), 1e-2);
   EXPECT_LT(rank.evaluate(batch), 0.7 * before);
 }
 
@@ -131,11 +135,12 @@ TEST(PartitionedAdamW, PiecesOfAllRanksTileEveryParameterOnce) {
       Coverage saved, loaded;
       for (int rank = 0; rank < data_size * tensor_size; ++rank) {
         MemoryReport report;
+        Stream stream(Device::cpu());
         Grid paper = Grid::plan(data_size, tensor_size);  // pieces depend on the store's place alone
         const StorePlace place{rank % tensor_size, tensor_size, rank / tensor_size, data_size};
         const ParameterStore store(parameter_specs(config), place, Device::cpu(), report);
-        const PartitionedAdamW optimizer(store, paper, {}, Device::cpu(), report);
-        count(saved, optimizer.pieces_to_save());
+        PartitionedAdamW optimizer(store, paper, {}, report);
+        count(saved, optimizer.pieces_to_save(stream));
         count(loaded, optimizer.pieces_to_load());
       }
       for (const ParameterSpec& spec : parameter_specs(config)) {
