@@ -84,7 +84,7 @@ struct Taps {
 
 /// Grid: channels / 4 / threads, tiles, batch.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 8)
+__global__ void __launch_bounds__(kThreads, 6)
     forward(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias, T* __restrict__ out,
             int tokens, int D) {
   const int channel = (blockIdx.x * kThreads + threadIdx.x) * kChannels;
