@@ -1,0 +1,291 @@
+// The selective scan on the GPU against its CPU twin, forward and backward, in float32 and bfloat16.
+#include <cmath>
+#include <cstring>
+#include <deque>
+#include <limits>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "kernels/selective_scan.h"
+#include "runtime/buffer.h"
+#include "runtime/copy.h"
+#include "tests/kernels/oracle.h"
+
+namespace dm {
+namespace {
+
+/// One problem: extents, and how it is to be computed.
+struct Case {
+  std::int64_t B, T, D, N, R;
+  int sources, readers;
+  bool in_place = false;  ///< dz is z, dgate is gate, out is z.
+  bool shifted = false;   ///< Activations begin at an address that no vector access may use.
+
+  std::string name(DType compute) const {
+    return std::string(name_of(compute)) + " B " + std::to_string(B) + " T " + std::to_string(T) + " D " +
+           std::to_string(D) + " N " + std::to_string(N) + " R " + std::to_string(R) + " sources " +
+           std::to_string(sources) + " readers " + std::to_string(readers) + (in_place ? " in place" : "") +
+           (shifted ? " shifted" : "");
+  }
+};
+
+/// Named tensors on one device, each between guard words. On the CPU everything is float32, with inputs rounded as the
+/// GPU's.
+class Place {
+ public:
+  Place(Device device, DType compute, bool shifted)
+      : stream_(device),
+        compute_(compute),
+        stored_(device.kind == DeviceKind::cpu ? DType::f32 : compute),
+        shifted_(shifted && device.kind == DeviceKind::cuda) {}
+
+  Stream& stream() { return stream_; }
+  DType stored() const { return stored_; }
+
+  /// Normal numbers of the stream `name`.
+  Tensor activation(const std::string& name, Shape shape, float deviation = 1.0f) {
+    return input(name, shape, stored_, compute_, oracle::Random(name, shape, deviation));
+  }
+  Tensor parameter(const std::string& name, Shape shape, float deviation = 1.0f, float mean = 0.0f) {
+    return input(name, shape, DType::f32, DType::f32, oracle::Random(name, shape, deviation, mean));
+  }
+  Tensor rates(const std::string& name, std::int64_t D, std::int64_t N) {
+    oracle::Random values(name, {D, N}, 0.2f);
+    for (std::int64_t i = 0; i < D * N; ++i) values[i] += std::log(static_cast<float>(1 + i % N));
+    return input(name, {D, N}, DType::f32, DType::f32, values);
+  }
+  /// NaN until an op writes it.
+  Tensor output(const std::string& name, Shape shape) { return output(name, shape, stored_); }
+  Tensor output(const std::string& name, Shape shape, DType dtype) {
+    const auto bytes = static_cast<std::size_t>(shape.numel() * size_of(dtype));
+    return place(name, shape, dtype, std::vector<std::byte>(bytes, std::byte{0xff}));
+  }
+  /// Absent unless `present`.
+  Tensor output_if(bool present, const std::string& name, Shape shape) { return present ? output(name, shape) : Tensor(); }
+
+  std::vector<float> read(const Tensor& tensor) {
+    std::vector<std::byte> bytes(static_cast<std::size_t>(tensor.bytes()));
+    copy(stream_, Tensor(tensor.data(), {tensor.bytes()}, DType::u8, tensor.device()),
+         Tensor(bytes.data(), {tensor.bytes()}, DType::u8, Device::cpu()));
+    stream_.synchronize();
+    std::vector<float> values(static_cast<std::size_t>(tensor.numel()));
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if (tensor.dtype() == DType::f32) {
+        std::memcpy(&values[i], bytes.data() + 4 * i, 4);
+      } else {
+        BFloat16 half;
+        std::memcpy(&half, bytes.data() + 2 * i, 2);
+        values[i] = static_cast<float>(half);
+      }
+    }
+    return values;
+  }
+
+  void expect_guards() {
+    for (const Kept& kept : kept_) {
+      const std::int64_t bytes = kept.buffer.bytes();
+      std::vector<std::byte> now(static_cast<std::size_t>(bytes));
+      copy(stream_, kept.buffer.tensor({bytes}, DType::u8), Tensor(now.data(), {bytes}, DType::u8, Device::cpu()));
+      stream_.synchronize();
+      bool intact = true;
+      for (std::size_t i = 0; i < now.size(); ++i) {
+        if (i < kept.begin || i >= kept.end) intact = intact && now[i] == kGuard;
+      }
+      EXPECT_TRUE(intact) << "guard words around " << kept.buffer.name() << " were overwritten";
+    }
+  }
+
+ private:
+  static constexpr std::byte kGuard{0xa5};
+  static constexpr std::size_t kGuardBytes = 256;
+  struct Kept {
+    Buffer buffer;
+    std::size_t begin, end;
+  };
+
+  Tensor input(const std::string& name, Shape shape, DType dtype, DType rounded, const oracle::Guarded<float>& values) {
+    std::vector<std::byte> bytes(static_cast<std::size_t>(shape.numel() * size_of(dtype)));
+    for (std::size_t i = 0; i < values.values().size(); ++i) {
+      const BFloat16 half(values.values()[i]);
+      const float value = rounded == DType::bf16 ? static_cast<float>(half) : values.values()[i];
+      if (dtype == DType::f32) {
+        std::memcpy(bytes.data() + 4 * i, &value, 4);
+      } else {
+        std::memcpy(bytes.data() + 2 * i, &half, 2);
+      }
+    }
+    return place(name, shape, dtype, bytes);
+  }
+
+  Tensor place(const std::string& name, Shape shape, DType dtype, const std::vector<std::byte>& payload) {
+    const bool activation = shape.rank() == 3 && name.find("dbc") == std::string::npos;
+    const std::size_t begin = kGuardBytes + (shifted_ && activation ? static_cast<std::size_t>(size_of(dtype)) : 0);
+    std::vector<std::byte> bytes(begin + payload.size() + kGuardBytes, kGuard);
+    std::copy(payload.begin(), payload.end(), bytes.begin() + static_cast<std::ptrdiff_t>(begin));
+    const auto count = static_cast<std::int64_t>(bytes.size());
+    kept_.push_back(Kept{Buffer(name, count, stream_.device(), report_), begin, begin + payload.size()});
+    const Buffer& buffer = kept_.back().buffer;
+    copy(stream_, Tensor(bytes.data(), {count}, DType::u8, Device::cpu()), buffer.tensor({count}, DType::u8));
+    stream_.synchronize();
+    return Tensor(static_cast<std::byte*>(buffer.data()) + begin, shape, dtype, stream_.device());
+  }
+
+  Stream stream_;
+  DType compute_, stored_;
+  bool shifted_;
+  MemoryReport report_;
+  std::deque<Kept> kept_;
+};
+
+using Results = std::map<std::string, std::vector<float>>;
+
+ScanRecurrence recurrence(Place& place, const std::string& name, const Case& c) {
+  const ScanStates saved = scan_states(place.stream().device().kind, place.stored(), c.B, c.T, c.D, c.N);
+  return {.u = place.activation(name + ".u", {c.B, c.T, c.D}),
+          .dt = place.activation(name + ".dt", {c.B, c.T, c.D}),
+          .dt_bias = place.parameter(name + ".dt_bias", {c.D}, 1.5f, -3.0f),
+          .A_log = place.rates(name + ".A_log", c.D, c.N),
+          .dbc = place.parameter(name + ".dbc", {c.B, c.T, c.R + 2 * c.N}),
+          .initial = place.parameter(name + ".initial", {c.B, c.D, c.N}),
+          .chunk_states = place.output(name + ".chunk_states", saved.shape, saved.dtype)};
+}
+
+/// A forward from initial states, a plain forward of every layer from zero to save its states, and a backward.
+Results compute(const Case& c, Device device, DType compute) {
+  Place place(device, compute, c.shifted);
+  const Shape activations{c.B, c.T, c.D};
+  const bool dense = c.sources > 0;
+  ScanRecurrence own = recurrence(place, "own", c);
+  std::vector<ScanRecurrence> sources;
+  for (int s = 0; s < c.sources; ++s) sources.push_back(recurrence(place, "source" + std::to_string(s), c));
+  std::vector<ScanReader> readers;
+  for (int k = 0; k < c.readers; ++k) {
+    const std::string name = "reader" + std::to_string(k);
+    readers.push_back(
+        {place.activation(name + ".q", activations), place.parameter(name + ".dbc", {c.B, c.T, c.R + 2 * c.N})});
+  }
+  const Tensor gate = dense ? place.activation("gate", activations) : Tensor(), skip = place.parameter("skip", {c.D});
+  Results results;
+
+  const Tensor z_of_forward = place.activation("z", activations);
+  const Tensor out = c.in_place ? z_of_forward : place.output("out", activations);
+  const Tensor final_state = place.output("final_state", {c.B, c.D, c.N}, DType::f32);
+  selective_scan_forward(place.stream(), {own, sources, gate, skip, z_of_forward, out, final_state});
+  results["out"] = place.read(out);
+  results["final_state"] = place.read(final_state);
+
+  const Tensor z = place.activation("z", activations), unused = place.output("unused", activations);
+  const auto save = [&](ScanRecurrence& layer) {
+    layer.initial = {};
+    selective_scan_forward(place.stream(), {layer, {}, {}, skip, z, unused, {}});
+  };
+  save(own);
+  for (ScanRecurrence& source : sources) save(source);
+
+  const std::int64_t scratch = scan_backward_scratch(device.kind, c.B, c.T, c.D, c.N, dense);
+  const ScanBackwardArgs args{.own = own,
+                              .sources = sources,
+                              .readers = readers,
+                              .gate = gate,
+                              .skip = skip,
+                              .z = z,
+                              .dout = place.activation("dout", activations),
+                              .du = place.output("du", activations),
+                              .ddt = place.output("ddt", activations),
+                              .ddbc = place.parameter("ddbc", {c.B, c.T, c.R + 2 * c.N}),
+                              .dz = c.in_place ? z : place.output("dz", activations),
+                              .dgate = c.in_place ? gate : place.output_if(dense, "dgate", activations),
+                              .q = place.output_if(dense, "q", activations),
+                              .dA_log = place.parameter("dA_log", {c.D, c.N}),
+                              .dskip = place.parameter("dskip", {c.D}),
+                              .ddt_bias = place.parameter("ddt_bias", {c.D}),
+                              .scratch = place.output("scratch", {scratch}, DType::f32)};
+  selective_scan_backward(place.stream(), args);
+  results["du"] = place.read(args.du);
+  results["ddt"] = place.read(args.ddt);
+  results["ddbc"] = place.read(args.ddbc);
+  results["dz"] = place.read(args.dz);
+  results["dA_log"] = place.read(args.dA_log);
+  results["dskip"] = place.read(args.dskip);
+  results["ddt_bias"] = place.read(args.ddt_bias);
+  if (dense) {
+    results["dgate"] = place.read(args.dgate);
+    results["q"] = place.read(args.q);
+  }
+  place.expect_guards();
+  return results;
+}
+
+double difference(const std::vector<float>& actual, const std::vector<float>& expected) {
+  const std::vector<double> wide(expected.begin(), expected.end());
+  return oracle::relative_error(std::span<const float>(actual), std::span<const double>(wide));
+}
+
+void expect_twins_agree(const Case& c, DType compute_dtype) {
+  SCOPED_TRACE(c.name(compute_dtype));
+  const Results expected = compute(c, Device::cpu(), compute_dtype);
+  const Results actual = compute(c, Device::cuda(0), compute_dtype);
+  const Results again = compute(c, Device::cuda(0), compute_dtype);
+  for (const auto& [name, values] : expected) {
+    // The norm of few elements does not average a rounding, nor a cancellation, away.
+    const bool few = values.size() < 64;
+    const double bound = compute_dtype == DType::f32 ? (few ? 1e-4 : 1e-5) : (few ? 3e-2 : 5e-3);
+    EXPECT_LT(difference(actual.at(name), values), bound) << name;
+    EXPECT_TRUE(oracle::same_bits(actual.at(name), again.at(name))) << name << " differs from run to run";
+  }
+}
+
+class SelectiveScanCuda : public testing::TestWithParam<DType> {
+ protected:
+  void SetUp() override {
+    if (cuda::device_count() == 0) GTEST_SKIP() << "skipped: no GPU";
+  }
+};
+
+TEST_P(SelectiveScanCuda, EdgesOfTilesAndBlocks) {
+  int i = 0;
+  for (const std::int64_t D : {1, 5, 24, 64, 100}) {
+    for (const std::int64_t T : {1, 7, 8, 9, 31, 33, 100}) {
+      const std::int64_t N = i % 5 == 3 ? 4 : i % 5 == 4 ? 13 : 16;
+      expect_twins_agree({.B = i % 4 == 1 ? 3 : 1, .T = T, .D = D, .N = N, .R = i % 4, .sources = i % 4, .readers = i % 5},
+                         GetParam());
+      ++i;
+    }
+  }
+}
+
+TEST_P(SelectiveScanCuda, AnyNumberOfSourcesReadersAndStates) {
+  for (int sources = 0; sources <= 4; ++sources) {
+    for (int readers = 0; readers <= 4; ++readers) {
+      expect_twins_agree({.B = 2, .T = 40, .D = 72, .N = 16, .R = 5, .sources = sources, .readers = readers}, GetParam());
+    }
+  }
+  for (const std::int64_t N : {1, 8, 17, 32, 40}) {
+    expect_twins_agree({.B = 1, .T = 35, .D = 68, .N = N, .R = 4, .sources = 0, .readers = 0}, GetParam());
+    expect_twins_agree({.B = 2, .T = 20, .D = 30, .N = N, .R = 3, .sources = 2, .readers = 1}, GetParam());
+  }
+}
+
+TEST_P(SelectiveScanCuda, InPlaceAndUnaligned) {
+  for (const int sources : {0, 1, 2, 3}) {
+    expect_twins_agree({.B = 2, .T = 50, .D = 136, .N = 16, .R = 9, .sources = sources, .readers = 1, .in_place = true},
+                       GetParam());
+    expect_twins_agree({.B = 1, .T = 50, .D = 136, .N = 16, .R = 9, .sources = sources, .readers = 2, .shifted = true},
+                       GetParam());
+  }
+}
+
+TEST_P(SelectiveScanCuda, WideAndLong) {
+  expect_twins_agree({.B = 1, .T = 100, .D = 2048, .N = 16, .R = 64, .sources = 2, .readers = 2}, GetParam());
+  expect_twins_agree({.B = 3, .T = 2048, .D = 64, .N = 16, .R = 8, .sources = 1, .readers = 2}, GetParam());
+  expect_twins_agree({.B = 1, .T = 5000, .D = 40, .N = 16, .R = 8, .sources = 2, .readers = 1}, GetParam());
+}
+
+INSTANTIATE_TEST_SUITE_P(ComputeTypes, SelectiveScanCuda, testing::Values(DType::f32, DType::bf16),
+                         [](const auto& info) { return std::string(name_of(info.param)); });
+
+}  // namespace
+}  // namespace dm
