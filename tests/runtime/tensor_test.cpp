@@ -106,11 +106,11 @@ TEST_F(Views, FlatRangesAndReshapesShareTheMemory) {
 
 TEST_F(Views, RefusesWhatLiesOutside) {
   EXPECT_EQ(message_of([&] { (void)tensor.reshaped({5, 5}); }), "cannot view a tensor of shape [2, 3, 4] as [5, 5]");
-  for (const auto& [begin, count] : {std::pair<int, int>{0, 3}, {2, 1}, {-1, 1}, {0, -1}}) {
-    EXPECT_EQ(message_of([&] { (void)tensor.slice(begin, count); }), "slice outside the tensor");
+  for (const auto& range : {std::pair<int, int>{0, 3}, {2, 1}, {-1, 1}, {0, -1}}) {
+    EXPECT_EQ(message_of([&] { (void)tensor.slice(range.first, range.second); }), "slice outside the tensor");
   }
-  for (const auto& [begin, count] : {std::pair<int, int>{0, 25}, {24, 1}, {-1, 1}, {0, -1}}) {
-    EXPECT_EQ(message_of([&] { (void)tensor.flat(begin, count); }), "flat range outside the tensor");
+  for (const auto& range : {std::pair<int, int>{0, 25}, {24, 1}, {-1, 1}, {0, -1}}) {
+    EXPECT_EQ(message_of([&] { (void)tensor.flat(range.first, range.second); }), "flat range outside the tensor");
   }
   EXPECT_EQ(message_of([] { (void)Tensor().slice(0, 0); }), "slice outside the tensor");
   EXPECT_EQ(message_of([&] { (void)tensor.as<float>(); }), "tensor read with another element type than it has");
