@@ -6,20 +6,23 @@
 #   launch/test.sh --quick      GCC build and all tests alone
 #   launch/test.sh --clang      Clang build alone (compiled, not run)
 #   launch/test.sh --sanitize   sanitizer build and tests alone
+#   launch/test.sh --cuda       build with the CUDA backend, and the tests that need a GPU, alone
 #
-# Build folders: build/, build-clang/, build-sanitize/. JOBS limits parallel compiles and tests (default: all cores).
+# Build folders: build/, build-clang/, build-sanitize/, build-cuda/. JOBS limits parallel compiles and tests (default: all
+# cores).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 jobs=${JOBS:-$(nproc)}
-parts="gcc clang sanitize"
+parts="gcc clang sanitize"  # "cuda" here makes it a part of every complete run.
 case "${1:-}" in
   "") ;;
   --quick) parts=gcc ;;
   --clang) parts=clang ;;
   --sanitize) parts=sanitize ;;
+  --cuda) parts=cuda ;;
   *)
-    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac
@@ -54,7 +57,19 @@ if wants sanitize; then
   build build-sanitize -DDM_SANITIZE=ON -DCMAKE_CXX_FLAGS_RELEASE=-O1  # Compiles in half the time of -O3.
   ctest --test-dir build-sanitize --output-on-failure --no-tests=error -j "$jobs" -LE slow
 fi
+if wants cuda; then
+  if nvcc=$(PATH=$PATH:/usr/local/cuda/bin command -v nvcc); then
+    build build-cuda -DDM_CUDA=ON -DCMAKE_CUDA_COMPILER="$nvcc"
+    ctest --test-dir build-cuda --output-on-failure -j 1 -L 'cuda|nccl'  # One at a time: they share the GPU.
+  elif [ "$parts" = cuda ]; then
+    echo "nvcc is not installed: install a CUDA toolkit, or add its bin folder to PATH" >&2
+    exit 1
+  else
+    echo "== skipped: CUDA build (no CUDA toolkit was found)"
+  fi
+elif wants gcc; then
+  echo "== skipped: CUDA build and its tests (labels cuda, nccl); launch/test.sh --cuda makes it"
+fi
 if wants gcc; then
-  echo "== skipped: CUDA and NCCL tests (labels cuda, nccl): this version computes on the CPU and has none"
   ctest --test-dir build --output-on-failure --no-tests=error -j "$jobs"
 fi
