@@ -7,6 +7,8 @@
 
 #include <fmt/format.h>
 
+#include "runtime/cuda/cuda.h"
+
 namespace dm {
 
 std::string build_description() {
@@ -19,8 +21,8 @@ std::string build_description() {
 #else
   constexpr const char* kCompiler = "GCC " __VERSION__;
 #endif
-  return fmt::format("densemamba {} ({}), {}, {}, {}, no CUDA", DM_VERSION, DM_COMMIT, DM_BUILD_TYPE, kCompiler,
-                     mpi.substr(0, mpi.find(',')));
+  return fmt::format("densemamba {} ({}), {}, {}, {}, {}", DM_VERSION, DM_COMMIT, DM_BUILD_TYPE, kCompiler,
+                     mpi.substr(0, mpi.find(',')), cuda::is_built() ? "CUDA" : "no CUDA");
 }
 
 }  // namespace dm

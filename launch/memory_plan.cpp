@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "launch/training_step.h"
 #include "model/optimizer.h"
 
 namespace dm {
@@ -28,17 +29,19 @@ LanguageModel::Options model_options(const TrainOptions::Train& train) {
   return {.recompute = train.recompute == "block" ? Recompute::block : Recompute::none, .loss_chunk = train.loss_chunk};
 }
 
-MemoryPlan plan_memory(const TrainOptions& options, int data_size, int tensor_size) {
+MemoryPlan plan_memory(const TrainOptions& options, int data_size, int tensor_size, DeviceKind kind) {
+  const Device device = Device::plan(kind);
   MemoryReport report;
   Grid grid = Grid::plan(data_size, tensor_size);
-  Stream stream(Device::plan());
-  const ParameterStore store(parameter_specs(options.model), {0, tensor_size, 0, data_size}, Device::plan(), report);
+  Stream stream(device);
+  const ParameterStore store(parameter_specs(options.model), {0, tensor_size, 0, data_size}, device, report,
+                             compute_dtype_of(options, kind));
   const PartitionedAdamW optimizer(store, grid, {}, report);
   const LanguageModel model(options.model, store, *grid.tensor);
 
-  Arena arena;
+  Arena arena(kind);
   const Shape shape{micro_batch_of(options.train, data_size), options.train.sequence};
-  const Tensor tokens(nullptr, shape, DType::i32, Device::plan()), loss(nullptr, {1}, DType::f32, Device::plan());
+  const Tensor tokens(nullptr, shape, DType::i32, device), loss(nullptr, {1}, DType::f32, device);
   model.forward_backward(stream, arena, tokens, tokens, 1.0f, model_options(options.train), loss, {});
 
   MemoryPlan plan;

@@ -24,7 +24,7 @@ struct MemoryPlan {
 std::int64_t micro_batch_of(const TrainOptions::Train& train, int data_size);
 
 /// Plans rank 0 of a data × tensor grid for `options` (model resolved). Takes no memory worth mentioning and needs no MPI.
-MemoryPlan plan_memory(const TrainOptions& options, int data_size, int tensor_size);
+MemoryPlan plan_memory(const TrainOptions& options, int data_size, int tensor_size, DeviceKind device);
 
 /// The options of the model's calls.
 LanguageModel::Options model_options(const TrainOptions::Train& train);

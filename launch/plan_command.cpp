@@ -6,6 +6,7 @@
 
 #include "dataloader/tokenizer.h"
 #include "launch/commands.h"
+#include "launch/device_choice.h"
 #include "launch/memory_plan.h"
 #include "launch/train_options.h"
 
@@ -25,8 +26,9 @@ int plan_command(int argc, char** argv) {
   }
   if (options.model.vocabulary == 0) options.model.vocabulary = make_tokenizer(options.data.tokenizer)->vocabulary();
   options.model.resolve();
+  const DeviceKind kind = device_kind(options.run.device);
   const auto data_size = static_cast<int>(ranks / tensor);
-  const MemoryPlan plan = plan_memory(options, data_size, static_cast<int>(tensor));
+  const MemoryPlan plan = plan_memory(options, data_size, static_cast<int>(tensor), kind);
   const std::int64_t tokens = options.train.batch * options.train.sequence;
 
   std::cout << "grid     " << Grid::plan(data_size, static_cast<int>(tensor)).describe() << '\n'

@@ -12,6 +12,7 @@
 
 #include "kernels/matmul.h"
 #include "launch/commands.h"
+#include "launch/device_choice.h"
 #include "launch/trainer.h"
 #include "runtime/host.h"
 
@@ -35,7 +36,7 @@ bool parse(OptionTable& table, int argc, char** argv, const TrainOptions& option
   try {
     std::ofstream silence;
     if (table.parse(argc, argv, is_first_process() ? std::cout : silence) != ParseOutcome::run) return false;
-    if (options.run.device == "cuda") fail("this build has no CUDA backend; use --run.device cpu or auto", ExitCode::usage);
+    if (options.run.device == "cuda") cuda::require_device(0);
     return true;
   } catch (...) {
     let_first_process_speak();
@@ -48,10 +49,13 @@ void train(TrainOptions& options, const OptionTable& table, const StopSignal& st
   const Log log(world->rank() == 0,
                 fmt::format("densemamba: rank {} of {} on {}", world->rank(), world->size(), host_name()));
   FaultInjector faults(options.run.inject, world->rank());
-  Grid grid = Grid::make(std::move(world), static_cast<int>(options.parallel.tensor));
+  const Device device = choose_device(options.run.device, *world);
+  compute_dtype_of(options, device.kind);
+  Grid grid = Grid::make(std::move(world), static_cast<int>(options.parallel.tensor), device, &watchdog);
   Trainer trainer({.options = options,
                    .table = table,
                    .grid = grid,
+                   .device = device,
                    .watchdog = watchdog,
                    .stop = stop,
                    .faults = faults,

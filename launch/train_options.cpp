@@ -52,6 +52,9 @@ void add_train(OptionTable& table, TrainOptions::Train& train) {
   table.add("train.sequence", train.sequence, "Tokens of a sequence.", kFromOne);
   table.add("train.steps", train.steps, "Steps of the schedule.", kFromOne);
   table.add("train.stop_at", train.stop_at, "Save and end after this step; 0: at train.steps.", kFromZero);
+  table.add("train.dtype", train.dtype,
+            "Type of activations and matrices; masters and sums are float32. auto: bfloat16 on a GPU.",
+            {"auto", "float32", "bfloat16"});
   table.add("train.recompute", train.recompute, "What backward computes again instead of keeping it.", {"none", "block"});
   table.add("train.loss_chunk", train.loss_chunk, "Tokens whose logits exist at once.", kFromOne);
   table.add("train.valid_every", train.valid_every, "Steps between validations; 0: only at the end.", kFromZero);

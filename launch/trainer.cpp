@@ -19,6 +19,7 @@ Trainer::Trainer(const TrainerContext& context)
     : options_(context.options),
       table_(context.table),
       grid_(context.grid),
+      device_(context.device),
       watchdog_(context.watchdog),
       stop_(context.stop),
       faults_(context.faults),
@@ -84,24 +85,11 @@ void Trainer::choose_start() {
 }
 
 void Trainer::make_model() {
-  plan_ = plan_memory(options_, grid_.data->size(), grid_.tensor->size());
-  const Device device = stream_.device();
-  const StorePlace place{grid_.tensor->rank(), grid_.tensor->size(), grid_.data->rank(), grid_.data->size()};
-  run_on_all(*grid_.world, "memory", [&] {
-    const TrainOptions::Optimizer& o = options_.optimizer;
-    const PartitionedAdamW::Settings settings{static_cast<float>(o.beta1), static_cast<float>(o.beta2),
-                                              static_cast<float>(o.epsilon), static_cast<float>(o.weight_decay),
-                                              static_cast<float>(o.clip)};
-    store_.emplace(parameter_specs(options_.model), place, device, memory_);
-    optimizer_.emplace(*store_, grid_, settings, memory_);
-    model_.emplace(options_.model, *store_, *grid_.tensor);
-    results_ = Buffer("step results", 2 * size_of(DType::f32), device, memory_);
-    arena_.emplace(Buffer("activations", plan_.activation_bytes, device, memory_));
-  });
+  run_on_all(*grid_.world, "memory", [&] { training_.emplace(options_, grid_, device_, &trace_, memory_); });
   if (checkpoint_) {
     load(*checkpoint_);
   } else {
-    store_->initialize(stream_, static_cast<std::uint64_t>(options_.run.seed));
+    training_->store().initialize(training_->stream(), static_cast<std::uint64_t>(options_.run.seed));
   }
   record_.options = table_.values();
   record_.data = sources_.fingerprint;
@@ -112,11 +100,11 @@ void Trainer::make_model() {
 }
 
 void Trainer::load(const Checkpoint& checkpoint) {
-  run_on_all(*grid_.world, "resume", [&] { checkpoint.load(optimizer_->pieces_to_load()); });
-  optimizer_->finish_load(stream_);
+  PartitionedAdamW& optimizer = training_->optimizer();
+  run_on_all(*grid_.world, "resume", [&] { checkpoint.load(optimizer.pieces_to_load()); });
   auto updates = static_cast<std::int32_t>(record_.updates);
-  copy(stream_, Tensor::of(&updates, {1}), optimizer_->updates());
-  stream_.synchronize();
+  copy(training_->stream(), Tensor::of(&updates, {1}), optimizer.updates());
+  optimizer.finish_load(training_->stream());
   step_ = saved_step_ = checkpoint.step();
 }
 
@@ -124,8 +112,8 @@ void Trainer::print_banner() const {
   if (!log_.speaks()) return;
   const TrainOptions::Train& train = options_.train;
   log_.info(build_description());
-  log_.info(
-      fmt::format("grid     {} on {} ranks, device {}", grid_.describe(), grid_.world->size(), name_of(stream_.device())));
+  log_.info(fmt::format("grid     {} on {} ranks, device {}", grid_.describe(), grid_.world->size(),
+                        device_.kind == DeviceKind::cuda ? cuda::describe_device(device_.index) : name_of(device_)));
   log_.info("model    " + describe_model(options_.model));
   log_.info(fmt::format("step     {} sequences × {} tokens, micro-batches of {}, {} steps", train.batch, train.sequence,
                         micro_batch_of(train, grid_.data->size()), train.steps));
@@ -135,7 +123,7 @@ void Trainer::print_banner() const {
                         sources_.train.size(), static_cast<double>(bytes) * 1e-6, sources_.valid.size(),
                         options_.data.tokenizer, sources_.tokenizer->vocabulary()));
   log_.info("memory   of one rank:");
-  for (const std::string& line : memory_table(plan_)) log_.info(line);
+  for (const std::string& line : memory_table(training_->plan())) log_.info(line);
   log_.info(checkpoint_ ? fmt::format("resume   from {} at step {}", checkpoint_->path().string(), step_)
                         : fmt::format("run      {} from its beginning, seed {}", options_.run.dir, options_.run.seed));
 }
@@ -175,50 +163,18 @@ void Trainer::run() {
   report_end();
 }
 
-void Trainer::accumulate(Sequences& sequences) {
-  const std::int64_t T = options_.train.sequence, micro = micro_batch_of(options_.train, grid_.data->size());
-  const Tensor tokens = Tensor::of(sequences.tokens.data(), {sequences.count, T});
-  const Tensor targets = Tensor::of(sequences.targets.data(), {sequences.count, T});
-  const float scale = 1.0f / static_cast<float>(options_.train.batch * T);
-  const Tensor loss_sum = results().flat(0, 1);
-  for (std::int64_t begin = 0; begin < sequences.count; begin += micro) {
-    watchdog_.set_phase("forward");
-    faults_.at("forward");
-    const bool last = begin + micro == sequences.count;
-    model_->forward_backward(stream_, *arena_, tokens.slice(begin, micro), targets.slice(begin, micro), scale,
-                             model_options(options_.train), loss_sum, {.before_use = {}, .gradient_done = [&](int block) {
-                                                                         watchdog_.set_phase("backward");
-                                                                         faults_.at("backward");
-                                                                         if (!last) return;
-                                                                         faults_.at("reduce");
-                                                                         optimizer_->reduce_block(stream_, block);
-                                                                       }});
-  }
+void Trainer::at_point(std::string_view point) {
+  watchdog_.set_phase(point);
+  if (faults_.at(point) != Fault::nan) return;
+  const ParameterStore& store = training_->store();
+  fill(training_->stream(), store.gradients().flat(store.partition().owned(0).begin, 1), std::nanf(""));
 }
 
 Trainer::StepResult Trainer::train_step(double lr) {
   faults_.at("data");
   watchdog_.set_phase("data");
-  Sequences& sequences = data_->next(stream_, log_);
-  const Tensor loss_sum = results().flat(0, 1), norm_squared = results().flat(1, 1);
-  fill(stream_, results(), 0.0f);
-  fill(stream_, store_->gradients(), 0.0f);
-  accumulate(sequences);
-
-  watchdog_.set_phase("update");
-  if (faults_.at("gradient") == Fault::nan) {
-    fill(stream_, store_->gradients().flat(store_->partition().owned(0).begin, 1), std::nanf(""));
-  }
-  optimizer_->add_gradient_norm_squared(stream_, norm_squared);
-  grid_.data->all_reduce(stream_, loss_sum);
-  optimizer_->update(stream_, static_cast<float>(lr), loss_sum, norm_squared,
-                     [&](int block) { optimizer_->gather_block(stream_, block); });
-  stream_.synchronize();
-  StepResult result;
-  result.loss =
-      static_cast<double>(*loss_sum.as<float>()) / static_cast<double>(options_.train.batch * options_.train.sequence);
-  result.gradient_norm = std::sqrt(static_cast<double>(*norm_squared.as<float>()));
-  result.updated = std::isfinite(result.loss) && std::isfinite(result.gradient_norm);
+  Sequences& sequences = data_->next(trace_, log_);
+  const StepResult result = training_->run(sequences, lr, [&](std::string_view point) { at_point(point); });
   record_.data_state = data_->state();
   if (result.updated) {
     ++record_.updates;
@@ -276,7 +232,8 @@ double Trainer::unigram_loss(const Sequences& sequences) {
   if (unigram_loss_) return *unigram_loss_;
   std::vector<std::int64_t> counts(static_cast<std::size_t>(options_.model.vocabulary));
   for (const std::int32_t target : sequences.targets) ++counts[static_cast<std::size_t>(target)];
-  grid_.data->all_reduce(stream_, Tensor::of(counts.data(), {options_.model.vocabulary}));
+  Stream host(Device::cpu());
+  grid_.data_on_host().all_reduce(host, Tensor::of(counts.data(), {options_.model.vocabulary}));
   const auto total = static_cast<double>(options_.train.valid_sequences * options_.train.sequence);
   double entropy = 0;
   for (const std::int64_t count : counts) {
@@ -289,21 +246,9 @@ double Trainer::unigram_loss(const Sequences& sequences) {
 void Trainer::validate() {
   watchdog_.set_phase("validation");
   const double begin = now_seconds();
-  Sequences& sequences = data_->validation(stream_);
-  const std::int64_t T = options_.train.sequence, micro = micro_batch_of(options_.train, grid_.data->size());
-  const Tensor tokens = Tensor::of(sequences.tokens.data(), {sequences.count, T});
-  const Tensor targets = Tensor::of(sequences.targets.data(), {sequences.count, T});
-  const Tensor loss_sum = results().flat(0, 1);
-  fill(stream_, loss_sum, 0.0f);
-  for (std::int64_t at = 0; at < sequences.count; at += micro) {
-    const std::int64_t count = std::min(micro, sequences.count - at);
-    model_->evaluate(stream_, *arena_, tokens.slice(at, count), targets.slice(at, count), model_options(options_.train),
-                     loss_sum);
-  }
-  grid_.data->all_reduce(stream_, loss_sum);
-  stream_.synchronize();
-  const std::int64_t predicted = options_.train.valid_sequences * T;
-  const double loss = static_cast<double>(*loss_sum.as<float>()) / static_cast<double>(predicted);
+  Sequences& sequences = data_->validation();
+  const double loss = training_->evaluate(sequences);
+  const std::int64_t predicted = options_.train.valid_sequences * options_.train.sequence;
   const double unigram = unigram_loss(sequences);
   log_.info(fmt::format("valid {:>6}  loss {:7.4f}  on {} held-out tokens; their best unigram model: {:.4f}", step_, loss,
                         predicted, unigram));
@@ -318,11 +263,11 @@ void Trainer::validate() {
 bool Trainer::save() {
   watchdog_.set_phase("save");
   const double begin = now_seconds();
-  const Trace::Range stall(stream_.trace(), "checkpoint", Trace::Kind::checkpoint);
+  const Trace::Range stall(&trace_, "checkpoint", Trace::Kind::checkpoint);
   std::filesystem::path path;
   try {
-    path = save_checkpoint(*grid_.world, checkpoints_, step_, optimizer_->pieces_to_save(stream_), to_metadata(record_),
-                           faults_);
+    path = save_checkpoint(*grid_.world, checkpoints_, step_, training_->optimizer().pieces_to_save(training_->stream()),
+                           to_metadata(record_), faults_);
   } catch (const Error& error) {  // the same on every rank
     metrics_->append({{"event", "checkpoint_failed"}, {"step", step_}, {"error", error.what()}});
     const std::int64_t allowed = options_.checkpoint.max_failures;

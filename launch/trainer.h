@@ -7,17 +7,16 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
-#include "launch/memory_plan.h"
 #include "launch/metrics.h"
 #include "launch/run_record.h"
 #include "launch/stop_signal.h"
 #include "launch/train_options.h"
 #include "launch/training_data.h"
-#include "model/optimizer.h"
+#include "launch/training_step.h"
 #include "parallel/run_lock.h"
 #include "parallel/watchdog.h"
-#include "runtime/arena.h"
 #include "runtime/fault.h"
 #include "runtime/log.h"
 
@@ -28,6 +27,7 @@ struct TrainerContext {
   TrainOptions& options;     ///< The model's derived values are filled in.
   const OptionTable& table;  ///< Bound to `options`.
   Grid& grid;
+  Device device;
   Watchdog& watchdog;
   const StopSignal& stop;
   FaultInjector& faults;
@@ -46,12 +46,7 @@ class Trainer {
   void run();
 
  private:
-  /// What a step gave, the same on every rank.
-  struct StepResult {
-    double loss = 0;           ///< Mean cross-entropy in nats a token.
-    double gradient_norm = 0;  ///< Before clipping.
-    bool updated = false;      ///< False when a NaN or Inf made all ranks skip the update.
-  };
+  using StepResult = TrainingStep::Result;
   /// Seconds since the last line on the screen, by kind.
   struct Interval {
     double begin = 0, communication = 0, data_wait = 0, compute = 0;
@@ -66,7 +61,7 @@ class Trainer {
   void print_banner() const;
 
   StepResult train_step(double lr);
-  void accumulate(Sequences& sequences);
+  void at_point(std::string_view point);
   void count_skipped_update(const StepResult& result);
   void report_step(const StepResult& result, double lr, double seconds);
   void print_step(const StepResult& result, double lr);
@@ -78,19 +73,17 @@ class Trainer {
   bool stop_requested();
   void report_end();
   Interval interval_now() const;
-  /// [2] f32: sum of the losses, squared gradient norm.
-  Tensor results() const { return results_.tensor({2}, DType::f32); }
 
   TrainOptions& options_;
   const OptionTable& table_;
   Grid& grid_;
+  Device device_;
   Watchdog& watchdog_;
   const StopSignal& stop_;
   FaultInjector& faults_;
   const Log& log_;
 
   Trace trace_;
-  Stream stream_{Device::cpu(), &trace_};
   MemoryReport memory_;
   std::filesystem::path checkpoints_;
   DataSources sources_;
@@ -98,12 +91,7 @@ class Trainer {
   std::optional<Checkpoint> checkpoint_;  // while starting, when there is one to resume from
   RunRecord record_;
   std::unique_ptr<Metrics> metrics_;
-  MemoryPlan plan_;
-  std::optional<ParameterStore> store_;
-  std::optional<PartitionedAdamW> optimizer_;
-  std::optional<LanguageModel> model_;
-  std::optional<Arena> arena_;
-  Buffer results_;
+  std::optional<TrainingStep> training_;
   std::optional<TrainingData> data_;
 
   std::int64_t step_ = 0;

@@ -52,13 +52,14 @@ LoaderOptions TrainingData::loader_options(bool training) const {
 
 void TrainingData::share(Stream& stream, Sequences& sequences) const {
   const std::int64_t tokens = sequences.count * options_.train.sequence;
-  grid_.tensor->broadcast(stream, Tensor::of(sequences.tokens.data(), {tokens}), 0);
-  grid_.tensor->broadcast(stream, Tensor::of(sequences.targets.data(), {tokens}), 0);
+  grid_.tensor_on_host().broadcast(stream, Tensor::of(sequences.tokens.data(), {tokens}), 0);
+  grid_.tensor_on_host().broadcast(stream, Tensor::of(sequences.targets.data(), {tokens}), 0);
 }
 
-Sequences& TrainingData::next(Stream& stream, const Log& log) {
+Sequences& TrainingData::next(Trace& trace, const Log& log) {
+  Stream stream(Device::cpu(), &trace);
   if (loader_) {
-    const Trace::Range wait(stream.trace(), "data", Trace::Kind::data_wait);
+    const Trace::Range wait(&trace, "data", Trace::Kind::data_wait);
     StepBatch batch = loader_->next().value();  // training data repeats for ever
     step_.tokens = std::move(batch.tokens);
     step_.targets = std::move(batch.targets);
@@ -94,7 +95,8 @@ void TrainingData::read_validation() {
   validation_.targets = std::move(batch->targets);
 }
 
-Sequences& TrainingData::validation(Stream& stream) {
+Sequences& TrainingData::validation() {
+  Stream stream(Device::cpu());
   if (!std::exchange(validation_shared_, true)) share(stream, validation_);
   return validation_;
 }

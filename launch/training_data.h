@@ -10,17 +10,11 @@
 #include "dataloader/fingerprint.h"
 #include "dataloader/loader.h"
 #include "launch/train_options.h"
+#include "launch/training_step.h"
 #include "parallel/grid.h"
 #include "runtime/log.h"
 
 namespace dm {
-
-/// This rank's sequences of one step: [count, T] each, the same on all ranks of a tensor group.
-struct Sequences {
-  std::int64_t count = 0;
-  std::vector<std::int32_t> tokens;
-  std::vector<std::int32_t> targets;
-};
 
 /// The files, tokenizer and identity of a run's data: known before anything is read.
 struct DataSources {
@@ -39,7 +33,7 @@ class TrainingData {
   TrainingData(const TrainOptions& options, const DataSources& sources, Grid& grid, const DataState& start);
 
   /// The next training step. Collective over the tensor group. What was skipped goes to `log` (rank 0 of the grid).
-  Sequences& next(Stream& stream, const Log& log);
+  Sequences& next(Trace& trace, const Log& log);
   /// After the steps that next() has given; the same on every rank that loads, kept by rank 0 in checkpoints.
   const DataState& state() const { return state_; }
 
@@ -48,7 +42,7 @@ class TrainingData {
   /// Throws Error (usage) when there are too few, or they do not divide over the data ranks.
   void read_validation();
   /// What was read. Collective over the tensor group the first time.
-  Sequences& validation(Stream& stream);
+  Sequences& validation();
 
  private:
   LoaderOptions loader_options(bool training) const;

@@ -48,7 +48,8 @@ void Decoder::reset(Stream& stream) {
 void Decoder::run(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& logits) {
   const Arena::Scope scope(arena);
   const ModelConfig& config = model_.config();
-  const ActivationShape shape{tokens.size(0), tokens.size(1), model_.local_channels(), model_.compute_dtype()};
+  const ActivationShape shape{tokens.size(0), tokens.size(1), model_.local_channels(), model_.compute_dtype(),
+                              tokens.device().kind};
   DenseHistory history(arena, config, shape, /*training=*/false, Recompute::none, model_.mixers());
   const Tensor update = arena.allocate({shape.batch, shape.tokens, config.d_model}, shape.compute, "residual stream");
   std::vector<ScanRecurrence> sources;

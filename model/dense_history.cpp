@@ -19,7 +19,8 @@ DenseHistory::DenseHistory(Arena& arena, const ModelConfig& config, const Activa
     kept.residual = arena.allocate({B, T, C}, DType::f32, "residual stream");
     kept.rstd = arena.allocate({shape.rows()}, DType::f32, "residual stream");
     if (training) {
-      kept.chunk_states = arena.allocate({B, scan_chunks(T), shape.local_channels, N}, DType::f32, "scan chunk states");
+      const ScanStates states = scan_states(shape.device, shape.compute, B, T, shape.local_channels, N);
+      kept.chunk_states = arena.allocate(states.shape, states.dtype, "scan chunk states");
     }
     kept_.push_back(kept);
     dbc_.push_back(arena.allocate({B, T, config.dt_rank + 2 * N}, DType::f32, "x_proj outputs"));

@@ -24,7 +24,7 @@ class DenseHistory {
   struct Kept {
     Tensor residual;      ///< [B, T, C] f32: the residual stream before the layer.
     Tensor rstd;          ///< [B·T] f32 of its norm.
-    Tensor chunk_states;  ///< [B, S, D, N] f32; absent without backward.
+    Tensor chunk_states;  ///< As `scan_states` says; absent without backward.
   };
 
   /// Allocates from `arena` for one forward (and backward, when `training`).

@@ -21,7 +21,7 @@ LanguageModel::LanguageModel(const ModelConfig& config, const ParameterStore& st
 }
 
 ActivationShape LanguageModel::shape_of(const Tensor& tokens) const {
-  return {tokens.size(0), tokens.size(1), local_channels(), compute_};
+  return {tokens.size(0), tokens.size(1), local_channels(), compute_, tokens.device().kind};
 }
 
 LanguageModel::Top LanguageModel::forward(Stream& stream, Arena& arena, const Tensor& tokens, DenseHistory& history,

@@ -130,24 +130,25 @@ void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Pro
   const Tensor ddbc = crossing.flat(0, rows * small).reshaped(p.dbc.shape());
   const Tensor du = scratch(channels, compute), ddt = scratch(channels, compute);
   const Tensor dz = p.z, gate = dense_ ? m.gate : Tensor(), dgate = gate;  // in place
-  selective_scan_backward(
-      stream, {.own = recurrence(p, chunk_states, {}),
-               .sources = sources,
-               .readers = readers,
-               .gate = gate,
-               .skip = skip_.value,
-               .z = p.z,
-               .dout = dmixed,
-               .du = du,
-               .ddt = ddt,
-               .ddbc = ddbc,
-               .dz = dz,
-               .dgate = dgate,
-               .q = dense_ ? q : Tensor(),
-               .dA_log = A_log_.gradient,
-               .dskip = skip_.gradient,
-               .ddt_bias = dt_bias_.gradient,
-               .scratch = scratch({scan_backward_scratch(channels[0], channels[1], channels[2], N_)}, DType::f32)});
+  selective_scan_backward(stream, {.own = recurrence(p, chunk_states, {}),
+                                   .sources = sources,
+                                   .readers = readers,
+                                   .gate = gate,
+                                   .skip = skip_.value,
+                                   .z = p.z,
+                                   .dout = dmixed,
+                                   .du = du,
+                                   .ddt = ddt,
+                                   .ddbc = ddbc,
+                                   .dz = dz,
+                                   .dgate = dgate,
+                                   .q = dense_ ? q : Tensor(),
+                                   .dA_log = A_log_.gradient,
+                                   .dskip = skip_.gradient,
+                                   .ddt_bias = dt_bias_.gradient,
+                                   .scratch = scratch({scan_backward_scratch(stream.device().kind, channels[0], channels[1],
+                                                                             channels[2], N_, !sources.empty())},
+                                                      DType::f32)});
 
   // dt = δ · dt_projᵀ
   linear_backward_input(stream, ddt, dt_proj_.value, Matrix(ddbc).columns_of(0, R_), Accumulate::overwrite);

@@ -19,6 +19,7 @@ struct ActivationShape {
   std::int64_t tokens = 0;          ///< [T] of one sequence.
   std::int64_t local_channels = 0;  ///< D / tensor ranks.
   DType compute = DType::f32;       ///< Of activations: f32, or bf16 on GPUs.
+  DeviceKind device = DeviceKind::cpu;
 
   std::int64_t rows() const { return batch * tokens; }
 };

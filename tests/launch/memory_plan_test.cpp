@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "model/optimizer.h"
@@ -25,7 +26,7 @@ TrainOptions tiny() {
 
 /// The peak of an arena of the planned size that a step and a validation have used.
 std::int64_t used_by_training(const TrainOptions& options) {
-  const MemoryPlan plan = plan_memory(options, 1, 1);
+  const MemoryPlan plan = plan_memory(options, 1, 1, DeviceKind::cpu);
   MemoryReport memory;
   const Device cpu = Device::cpu();
   Stream stream(cpu);
@@ -49,7 +50,7 @@ std::int64_t used_by_training(const TrainOptions& options) {
 TEST(MemoryPlan, IsWhatTrainingTakes) {
   TrainOptions options = tiny();
   const std::int64_t plain = used_by_training(options);
-  EXPECT_EQ(plain, plan_memory(options, 1, 1).activation_bytes);
+  EXPECT_EQ(plain, plan_memory(options, 1, 1, DeviceKind::cpu).activation_bytes);
   options.train.recompute = "block";
   EXPECT_LT(used_by_training(options), plain);
   options.train.loss_chunk = 8;
@@ -60,9 +61,22 @@ TEST(MemoryPlan, IsWhatTrainingTakes) {
   used_by_training(options);
 }
 
+TEST(MemoryPlan, KnowsGpusThatAreNotHere) {
+  const TrainOptions options = tiny();
+  const MemoryPlan cpu = plan_memory(options, 1, 1, DeviceKind::cpu), gpu = plan_memory(options, 1, 1, DeviceKind::cuda);
+  EXPECT_LT(gpu.activation_bytes, cpu.activation_bytes) << "activations are bfloat16";
+  const auto masters = [](const MemoryPlan& plan) {
+    return std::count_if(plan.entries.begin(), plan.entries.end(),
+                         [](const auto& entry) { return entry.first == "master parameters"; });
+  };
+  EXPECT_EQ(masters(gpu), 1);
+  EXPECT_EQ(masters(cpu), 0);
+}
+
 TEST(MemoryPlan, AddsUpAndShrinksWithTheGrid) {
   const TrainOptions options = tiny();
-  const MemoryPlan one = plan_memory(options, 1, 1), data = plan_memory(options, 2, 1), tensor = plan_memory(options, 1, 2);
+  const MemoryPlan one = plan_memory(options, 1, 1, DeviceKind::cpu), data = plan_memory(options, 2, 1, DeviceKind::cpu),
+                   tensor = plan_memory(options, 1, 2, DeviceKind::cpu);
   for (const MemoryPlan& plan : {one, data, tensor}) {
     const auto sum = std::accumulate(plan.entries.begin(), plan.entries.end(), std::int64_t{0},
                                      [](std::int64_t bytes, const auto& entry) { return bytes + entry.second; });

@@ -42,23 +42,23 @@ class TrainingDataTest : public ::testing::Test {
   TrainOptions options_;
   DataSources sources_;
   Grid grid_ = Grid::make(make_self_communicator(), 1);
-  Stream stream_{Device::cpu()};
+  Trace trace_;
   Log log_{false, "test"};
 };
 
 TEST_F(TrainingDataTest, StepsFollowOneAnotherAlsoFromAState) {
   TrainingData data = open();
   EXPECT_FALSE(data.has_validation());
-  const Sequences first = data.next(stream_, log_);
+  const Sequences first = data.next(trace_, log_);
   EXPECT_EQ(first.count, 2);
   EXPECT_EQ(first.tokens.front(), 256);  // BOS
   EXPECT_EQ(first.tokens[1], 'd');
   EXPECT_TRUE(std::equal(first.tokens.begin() + 1, first.tokens.end(), first.targets.begin()));
   const DataState state = data.state();
   EXPECT_EQ(state.tokens, 16);
-  const Sequences second = data.next(stream_, log_);
+  const Sequences second = data.next(trace_, log_);
   EXPECT_EQ(first.targets.back(), second.tokens.front());
-  EXPECT_EQ(open(state).next(stream_, log_).tokens, second.tokens);
+  EXPECT_EQ(open(state).next(trace_, log_).tokens, second.tokens);
 }
 
 TEST_F(TrainingDataTest, ValidationIsTheBeginningOfItsFilesOrOfTheHeldOutPart) {
@@ -67,7 +67,7 @@ TEST_F(TrainingDataTest, ValidationIsTheBeginningOfItsFilesOrOfTheHeldOutPart) {
   TrainingData files = open();
   EXPECT_TRUE(files.has_validation());
   files.read_validation();
-  const Sequences& valid = files.validation(stream_);
+  const Sequences& valid = files.validation();
   EXPECT_EQ(valid.count, 3);
   EXPECT_EQ(valid.tokens.size(), 24u);
   EXPECT_EQ(valid.targets.front(), '0');
@@ -77,8 +77,8 @@ TEST_F(TrainingDataTest, ValidationIsTheBeginningOfItsFilesOrOfTheHeldOutPart) {
   options_.data.holdout = 0.3;
   TrainingData held_out = open();
   held_out.read_validation();
-  EXPECT_EQ(held_out.validation(stream_).targets.front(), 'd');
-  EXPECT_NE(held_out.validation(stream_).targets, held_out.next(stream_, log_).targets);
+  EXPECT_EQ(held_out.validation().targets.front(), 'd');
+  EXPECT_NE(held_out.validation().targets, held_out.next(trace_, log_).targets);
 }
 
 TEST_F(TrainingDataTest, RefusesBeforeTheFirstStep) {
@@ -101,11 +101,11 @@ TEST_F(TrainingDataTest, RefusesBeforeTheFirstStep) {
 
 TEST_F(TrainingDataTest, TellsWhatWasSkipped) {
   options_.data.train = {file("b.jsonl")};
-  EXPECT_THROW(open().next(stream_, log_), Error);
+  EXPECT_THROW(open().next(trace_, log_), Error);
   options_.data.on_error = "skip";
   TrainingData data = open();
   ::testing::internal::CaptureStderr();
-  data.next(stream_, log_);
+  data.next(trace_, log_);
   const std::string told = ::testing::internal::GetCapturedStderr();
   EXPECT_NE(told.find("b.jsonl, line 1 (byte 0): no valid JSON"), std::string::npos) << told;
   EXPECT_EQ(data.state().skipped_lines, 1);
