@@ -1,0 +1,79 @@
+// The causal convolution on the GPU against the CPU: fast and general kernels, tiles of time and their edges, history.
+#include "kernels/causal_conv.h"
+
+#include <fmt/format.h>
+
+#include "tests/kernels/cuda_oracle.h"
+
+namespace dm {
+namespace {
+
+using oracle::Side;
+using oracle::Twin;
+
+struct Case {
+  std::int64_t B, T, D, W, offset;
+};
+constexpr Case kCases[] = {{1, 1, 4, 4, 0},      {2, 3, 24, 4, 0},    {2, 64, 24, 4, 0},    {3, 65, 24, 4, 0},
+                           {2, 67, 37, 4, 0},    {1, 130, 24, 4, 1},  {2, 100, 24, 4, 4},   {2, 40, 16, 2, 0},
+                           {2, 40, 16, 8, 0},    {1, 33, 5, 3, 1},    {1, 2048, 516, 4, 0}, {2, 513, 1536, 4, 0},
+                           {1, 300, 2048, 4, 0}, {1, 50, 8200, 4, 0}, {300, 2, 8, 4, 0}};
+
+std::string name_of(const Case& at, DType dtype) {
+  return fmt::format("B {} T {} D {} W {}, offset {}, {}", at.B, at.T, at.D, at.W, at.offset, name_of(dtype));
+}
+
+class CausalConvCuda : public oracle::CudaTest {};
+
+TEST_F(CausalConvCuda, Forward) {
+  for (const DType dtype : oracle::kComputeTypes) {
+    for (const Case& at : kCases) {
+      set_offset(at.offset);
+      const Shape shape{at.B, at.T, at.D};
+      Twin &x = random("x", shape, dtype), &weight = random("weight", {at.D, at.W}), &bias = random("bias", {at.D});
+      Twin& out = overwritten(shape, dtype);
+      compare(
+          [&](Stream& stream, Side on) { causal_conv_silu_forward(stream, on(x), on(weight), on(bias), Tensor(), on(out)); },
+          {out}, name_of(at, dtype));
+      clear();
+    }
+  }
+}
+
+TEST_F(CausalConvCuda, ForwardWithHistory) {
+  for (const DType dtype : oracle::kComputeTypes) {
+    for (const Case& at : kCases) {
+      for (const std::int64_t tokens : {std::int64_t{1}, std::int64_t{2}, at.T}) {
+        set_offset(at.offset);
+        const Shape shape{at.B, tokens, at.D};
+        Twin &x = random("x", shape, dtype), &weight = random("weight", {at.D, at.W}), &bias = random("bias", {at.D});
+        Twin &history = random("history", {at.B, at.W - 1, at.D}), &out = overwritten(shape, dtype);
+        compare([&](Stream& stream,
+                    Side on) { causal_conv_silu_forward(stream, on(x), on(weight), on(bias), on(history), on(out)); },
+                {out, {history, 0}}, name_of(at, dtype));
+        clear();
+      }
+    }
+  }
+}
+
+TEST_F(CausalConvCuda, Backward) {
+  for (const DType dtype : oracle::kComputeTypes) {
+    for (const Case& at : kCases) {
+      set_offset(at.offset);
+      const Shape shape{at.B, at.T, at.D};
+      Twin &dout = random("dout", shape, dtype), &x = random("x", shape, dtype);
+      Twin &weight = random("weight", {at.D, at.W}), &bias = random("bias", {at.D}), &dx = overwritten(shape, dtype);
+      Twin &dweight = random("dweight", {at.D, at.W}), &dbias = random("dbias", {at.D});
+      compare(
+          [&](Stream& stream, Side on) {
+            causal_conv_silu_backward(stream, on(dout), on(x), on(weight), on(bias), on(dx), on(dweight), on(dbias));
+          },
+          {dx, dweight, dbias}, name_of(at, dtype));
+      clear();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dm

@@ -1,0 +1,92 @@
+// RMSNorm on the GPU against the CPU: vector and strided widths, aligned or not, with and without update and copy, in place.
+#include "kernels/rmsnorm.h"
+
+#include <fmt/format.h>
+
+#include "tests/kernels/cuda_oracle.h"
+
+namespace dm {
+namespace {
+
+using oracle::Side;
+using oracle::Twin;
+
+struct Case {
+  std::int64_t rows, C, offset;
+};
+constexpr Case kCases[] = {{1, 1, 0},      {3, 24, 0},    {5, 37, 0},   {4, 24, 1},   {700, 768, 0}, {300, 1024, 0},
+                           {300, 1024, 4}, {65, 2560, 0}, {9, 8192, 0}, {7, 8200, 0}, {5, 8200, 1},  {5000, 16, 0}};
+
+std::string name_of(const Case& at, DType dtype) {
+  return fmt::format("{} rows of {}, offset {}, {}", at.rows, at.C, at.offset, name_of(dtype));
+}
+
+class RmsNormCuda : public oracle::CudaTest {};
+
+TEST_F(RmsNormCuda, Forward) {
+  for (const DType dtype : oracle::kComputeTypes) {
+    for (const DType update_dtype : {DType::f32, dtype}) {
+      for (const Case& at : kCases) {
+        set_offset(at.offset);
+        const Shape shape{at.rows, at.C};
+        Twin &residual = random("residual", shape), &update = random("update", shape, update_dtype);
+        Twin& weight = random("weight", {at.C}, DType::f32, 0.5f, 1.0f);
+        Twin &sum = overwritten(shape), &out = overwritten(shape, dtype), &rstd = overwritten({at.rows});
+        compare(
+            [&](Stream& stream, Side on) {
+              add_rmsnorm_forward(stream, on(residual), on(update), on(weight), on(sum), on(out), on(rstd));
+            },
+            {sum, out, rstd}, name_of(at, dtype));
+        clear();
+      }
+    }
+  }
+}
+
+TEST_F(RmsNormCuda, InPlaceAndWithoutUpdate) {
+  for (const DType dtype : oracle::kComputeTypes) {
+    for (const Case& at : kCases) {
+      set_offset(at.offset);
+      const Shape shape{at.rows, at.C};
+      for (const bool in_place : {true, false}) {
+        for (const bool with_update : {true, false}) {
+          Twin &residual = random("residual", shape), &weight = random("weight", {at.C}), &rstd = overwritten({at.rows});
+          Twin& out = overwritten(shape, dtype);
+          Twin* update = with_update ? &random("update", shape, dtype) : nullptr;
+          Twin& sum = in_place ? residual : overwritten(shape);
+          compare(
+              [&](Stream& stream, Side on) {
+                add_rmsnorm_forward(stream, on(residual), on(update), on(weight), on(sum), on(out), on(rstd));
+              },
+              {sum, out, rstd}, name_of(at, dtype));
+          clear();
+        }
+      }
+    }
+  }
+}
+
+TEST_F(RmsNormCuda, Backward) {
+  for (const DType dtype : oracle::kComputeTypes) {
+    for (const bool with_copy : {true, false}) {
+      for (const Case& at : kCases) {
+        set_offset(at.offset);
+        const Shape shape{at.rows, at.C};
+        Twin &dout = random("dout", shape, dtype), &residual = random("residual", shape), &weight = random("weight", {at.C});
+        Twin& rstd = random("rstd", {at.rows}, DType::f32, 0.1f, 1.0f);
+        Twin &dresidual = random("dresidual", shape), &dweight = random("dweight", {at.C});
+        Twin& dupdate = overwritten(shape, dtype);
+        compare(
+            [&](Stream& stream, Side on) {
+              rmsnorm_backward(stream, on(dout), on(residual), on(rstd), on(weight), on(dresidual),
+                               with_copy ? on(dupdate) : Tensor(), on(dweight));
+            },
+            {dresidual, dupdate, dweight}, name_of(at, dtype));
+        clear();
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dm
