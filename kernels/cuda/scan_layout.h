@@ -38,8 +38,9 @@ struct BackwardScratch {
   std::int64_t columns;         ///< [blocks, B·T, slices, 32]: B̄ and C̄ summed over a block's channels
   std::int64_t source_columns;  ///< [blocks, B·T, slices, 16]: the sources' part of C̄
   std::int64_t rates;           ///< [B, segments, slices, D, 16]: Σ_t of Δ λ exp(ΔA) h
-  std::int64_t vectors;         ///< [B, segments, 2, D]: dskip, ddt_bias
   std::int64_t carries;         ///< [B, segments, slices, D, 16]: the adjoint that enters a segment from behind
+  std::int64_t vectors;         ///< [B, segments, 2, D]: dskip, ddt_bias
+  std::int64_t sums;            ///< [B, segments, D]: ΣΔ
   std::int64_t planes;          ///< [3, B, T, D]: sums over the slices so far, when there are several
   std::int64_t total;
 
@@ -49,9 +50,11 @@ struct BackwardScratch {
     columns = 0;
     source_columns = columns + rows * 2 * kStates;
     rates = source_columns + (dense ? rows * kStates : 0);
-    vectors = rates + batch * segments * slices * channels * kStates;
-    carries = vectors + batch * segments * 2 * channels;
-    planes = carries + (segments > 1 ? batch * segments * slices * channels * kStates : 0);
+    const std::int64_t walks = batch * segments;
+    carries = rates + walks * slices * channels * kStates;
+    vectors = carries + (segments > 1 ? walks * slices * channels * kStates : 0);
+    sums = vectors + walks * 2 * channels;
+    planes = sums + (segments > 1 ? walks * channels : 0);
     total = planes + (slices > 1 ? 3 * batch * tokens * channels : 0);
   }
 };

@@ -18,6 +18,7 @@
 // reader_kernel, before it: the sources' states of each tile from their saved states, all tiles in parallel; writes q,
 // dgate, the sources' part of C̄, and silu(gate) ⊙ r to du, where main_kernel reads it before it overwrites it.
 #include "kernels/cuda/scan_common.cuh"
+#include "kernels/cuda/scan_segments.cuh"
 
 namespace dm::cuda {
 namespace scan {
@@ -120,9 +121,9 @@ struct MainParams {
   float* columns;  ///< The parts of scratch (scan_layout.h).
   float* rates;
   float* vectors;
-  const float* carries;  ///< Null when there is one segment.
   float* planes;
-  int slice, segments, tiles_a_segment;
+  Segments segments;  ///< What enters them from behind, when there are several.
+  int slice, tiles_a_segment;
 };
 
 template <class T>
@@ -145,9 +146,10 @@ struct alignas(16) MainShared {
   struct alignas(16) ReaderStage {
     T q[kTile][kChannels];
     Orders C[kTile];
-  } reader[1];  // two of each reader
-
-  static std::size_t bytes(int readers) { return sizeof(MainShared) + sizeof(ReaderStage) * (2 * readers - 1); }
+  };
+  /// Two of each reader follow.
+  __device__ ReaderStage& reader(int k, int tile) { return reinterpret_cast<ReaderStage*>(this + 1)[2 * k + (tile & 1)]; }
+  static std::size_t bytes(int readers) { return sizeof(MainShared) + sizeof(ReaderStage) * 2 * readers; }
 };
 
 /// kReaders is their number, or -1 for any.
@@ -171,9 +173,8 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
       const int channel = first_channel + lane.local[c];
       rate[c][j] = rate_of(p.own, x, channel, p.slice * kStates + lane.state(j));
       carry[c][j] = 0.0f;
-      if (p.carries && channel < x.channels) {
-        const std::int64_t at = (static_cast<std::int64_t>(b) * p.segments + segment) * x.slices + p.slice;
-        carry[c][j] = p.carries[(at * x.channels + channel) * kStates + lane.state(j)];
+      if (p.segments.count > 1 && channel < x.channels) {
+        carry[c][j] = p.segments.states[p.segments.state_row(x, b, segment, p.slice, channel) + lane.state(j)];
       }
     }
   }
@@ -201,7 +202,7 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
     copy_orders(stage.BC[0][kind][0], 2 * kOrders * kStates, p.own.dbc + x.column_rows(b), x, token,
                 first_column + kind * x.states, count, threadIdx.x % 64);
     for (int k = 0; k < readers; ++k) {
-      typename Shared::ReaderStage& reader = s.reader[2 * k + (tile & 1)];
+      typename Shared::ReaderStage& reader = s.reader(k, tile);
       copy_rows<kTile>(reader.q[0], p.reader[k].q + sequence, x, token, first_channel);
       if (threadIdx.x < kOrders * kStates) {
         copy_orders(reader.C[0][0], kOrders * kStates, p.reader[k].dbc + x.column_rows(b), x, token, first_column + x.states,
@@ -339,7 +340,7 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
         for (int j = 0; j < 4; ++j) lambda[c][j] = carry[c][j] + dy[c] * C[j];
       }
       for (int k = 0; k < readers; ++k) {
-        const typename Shared::ReaderStage& reader = s.reader[2 * k + (tile & 1)];
+        const typename Shared::ReaderStage& reader = s.reader(k, tile);
         float reader_C[4];
         load4(&reader.C[t][lane.order][lane.first_state], reader_C);
 #pragma unroll
@@ -391,7 +392,7 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
   __syncthreads();
   finish(begin);
 
-  const std::int64_t walk = static_cast<std::int64_t>(b) * p.segments + segment;
+  const std::int64_t walk = static_cast<std::int64_t>(b) * p.segments.count + segment;
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
     const int channel = first_channel + lane.local[c];
@@ -409,6 +410,108 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
 #pragma unroll
   for (int t = 0; t < kTile; ++t) sum += parts[t][local];
   p.vectors[(walk * 2 + threadIdx.x / kChannels) * x.channels + channel] = sum;
+}
+
+/// The first pass over segments: the adjoint recurrence from zero at the end of each to its first token, but for the first
+/// segment. Two lanes a channel, eight states each, tiles of eight steps; λ needs no states, so this is half of a forward.
+template <class T>
+struct alignas(16) SegmentShared {
+  struct Stage {
+    T dt[kTile][kChannels], z[kTile][kChannels], dout[kTile][kChannels];
+    float C[kTile][kStates];
+  } stage[2];
+  float2 drive[kTile][kChannels];  // Δ, ȳ
+  float bias[kChannels];
+  struct alignas(16) ReaderStage {
+    T q[kTile][kChannels];
+    float C[kTile][kStates];
+  };
+  /// Two of each reader follow.
+  __device__ ReaderStage& reader(int k, int tile) { return reinterpret_cast<ReaderStage*>(this + 1)[2 * k + (tile & 1)]; }
+  static std::size_t bytes(int readers) { return sizeof(SegmentShared) + sizeof(ReaderStage) * 2 * readers; }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 4) segment_kernel(const __grid_constant__ MainParams<T> p) {
+  using Shared = SegmentShared<T>;
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  Shared& s = *reinterpret_cast<Shared*>(shared_bytes);
+  const Extents& x = p.x;
+  const int b = blockIdx.y, segment = blockIdx.z + 1, first_channel = blockIdx.x * kChannels;
+  const int local = threadIdx.x / 2, channel = first_channel + local, first_state = threadIdx.x % 2 * kVector;
+  const int row = threadIdx.x / 16, quad = threadIdx.x % 16 * 4;
+
+  float rate[kVector], carry[kVector] = {}, sum = 0.0f;
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) rate[j] = rate_of(p.own, x, channel, p.slice * kStates + first_state + j);
+  if (threadIdx.x < kChannels) {
+    const int c = first_channel + static_cast<int>(threadIdx.x);
+    s.bias[threadIdx.x] = c < x.channels ? p.own.dt_bias[c] : 0.0f;
+  }
+  const auto fetch = [&](int tile) {
+    typename Shared::Stage& stage = s.stage[tile & 1];
+    const int token = tile * kTile, count = x.states - p.slice * kStates;
+    const int column = x.columns - x.states + p.slice * kStates;
+    copy_rows<kTile>(stage.dt[0], p.own.dt + x.sequence(b), x, token, first_channel);
+    copy_rows<kTile>(stage.z[0], p.z + x.sequence(b), x, token, first_channel);
+    copy_rows<kTile>(stage.dout[0], p.dout + x.sequence(b), x, token, first_channel);
+    copy_columns<kTile>(stage.C[0], p.own.dbc + x.column_rows(b), x, token, column, count);
+    for (int k = 0; k < p.readers; ++k) {
+      typename Shared::ReaderStage& reader = s.reader(k, tile);
+      copy_rows<kTile>(reader.q[0], p.reader[k].q + x.sequence(b), x, token, first_channel);
+      copy_columns<kTile>(reader.C[0], p.reader[k].dbc + x.column_rows(b), x, token, column, count);
+    }
+  };
+  const auto prepare = [&](int tile) {
+    const typename Shared::Stage& stage = s.stage[tile & 1];
+    const bool inside = tile * kTile + row < x.tokens;
+    float dt[4], z[4], dout[4], bias[4];
+    load4(&stage.dt[row][quad], dt);
+    load4(&stage.z[row][quad], z);
+    load4(&stage.dout[row][quad], dout);
+    load4(&s.bias[quad], bias);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      dt[i] = inside ? Softplus(dt[i] + bias[i]).value : 0.0f;
+      dout[i] *= z[i] * sigmoid(z[i]);
+    }
+    float4* drive = reinterpret_cast<float4*>(&s.drive[row][quad]);
+    drive[0] = make_float4(dt[0], dout[0], dt[1], dout[1]);
+    drive[1] = make_float4(dt[2], dout[2], dt[3], dout[3]);
+  };
+
+  const int tiles = (x.tokens + kTile - 1) / kTile, begin = segment * p.tiles_a_segment;
+  const int end = min(begin + p.tiles_a_segment, tiles);
+  fetch(end - 1);
+  for (int tile = end - 1; tile >= begin; --tile) {
+    const typename Shared::Stage& stage = s.stage[tile & 1];
+    wait_for_copies();
+    __syncthreads();
+    prepare(tile);
+    __syncthreads();
+    if (tile > begin) fetch(tile - 1);
+#pragma unroll
+    for (int t = kTile - 1; t >= 0; --t) {
+      const float2 drive = s.drive[t][local];
+      float C[kVector];
+      load8(stage.C[t] + first_state, C);
+      sum += drive.x;
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) carry[j] += drive.y * C[j];
+      for (int k = 0; k < p.readers; ++k) {
+        const typename Shared::ReaderStage& reader = s.reader(k, tile);
+        const float q = to_float(reader.q[t][local]);
+        load8(reader.C[t] + first_state, C);
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) carry[j] += q * C[j];
+      }
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) carry[j] *= exp2_fast(drive.x * rate[j]);
+    }
+  }
+  if (channel >= x.channels) return;
+  store8(p.segments.states + p.segments.state_row(x, b, segment, p.slice, channel) + first_state, carry);
+  if (first_state == 0) p.segments.sums[p.segments.sum_at(x, b, segment, channel)] = sum;
 }
 
 template <class T>
@@ -443,9 +546,10 @@ struct alignas(16) ReaderShared {
   struct alignas(16) Part {
     float rate[kChannels][kStates];
     float bias[kChannels];
-  } part[1];  // of each slice and source
-
-  static std::size_t bytes(int parts) { return sizeof(ReaderShared) + sizeof(Part) * (parts - 1); }
+  };
+  /// One of each slice and source follows.
+  __device__ Part& part(int i) { return reinterpret_cast<Part*>(this + 1)[i]; }
+  static std::size_t bytes(int parts) { return sizeof(ReaderShared) + sizeof(Part) * parts; }
 };
 
 template <class T>
@@ -462,11 +566,11 @@ __global__ void __launch_bounds__(kThreads, 3) reader_kernel(const __grid_consta
     const Recurrence<T>& source = p.source[part % p.sources];
     for (int i = threadIdx.x; i < kChannels * kStates; i += kThreads) {
       const int n = part / p.sources * kStates + i % kStates;
-      s.part[part].rate[i / kStates][i % kStates] = rate_of(source, x, first_channel + i / kStates, n);
+      s.part(part).rate[i / kStates][i % kStates] = rate_of(source, x, first_channel + i / kStates, n);
     }
     if (threadIdx.x < kChannels) {
       const int c = first_channel + static_cast<int>(threadIdx.x);
-      s.part[part].bias[threadIdx.x] = c < x.channels ? source.dt_bias[c] : 0.0f;
+      s.part(part).bias[threadIdx.x] = c < x.channels ? source.dt_bias[c] : 0.0f;
     }
   }
 
@@ -500,7 +604,7 @@ __global__ void __launch_bounds__(kThreads, 3) reader_kernel(const __grid_consta
     float u[4], delta[4], bias[4];
     load4(&stage.u[row][quad], u);
     load4(&stage.dt[row][quad], delta);
-    load4(&s.part[part].bias[quad], bias);
+    load4(&s.part(part).bias[quad], bias);
 #pragma unroll
     for (int i = 0; i < 4; ++i) delta[i] = tile * kTile + row < x.tokens ? Softplus(delta[i] + bias[i]).value : 0.0f;
     float4* drive = reinterpret_cast<float4*>(&s.drive[row][quad]);
@@ -557,7 +661,7 @@ __global__ void __launch_bounds__(kThreads, 3) reader_kernel(const __grid_consta
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       load_states(stage.states[lane.local[c]], lane, state[c]);
-      load_states(s.part[part].rate[lane.local[c]], lane, rate[c]);
+      load_states(s.part(part).rate[lane.local[c]], lane, rate[c]);
     }
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
@@ -685,9 +789,16 @@ void run_reader(const NativeStream& native, const ScanBackwardArgs& args, const 
 }
 
 template <class T>
+void run_segments(const NativeStream& native, const MainParams<T>& p) {
+  const dim3 grid(static_cast<unsigned>(blocks_of(p.x.channels)), static_cast<unsigned>(p.x.batch),
+                  static_cast<unsigned>(p.segments.count - 1));
+  launch(segment_kernel<T>, grid, SegmentShared<T>::bytes(p.readers), native, p);
+}
+
+template <class T>
 void run_main(const NativeStream& native, const MainParams<T>& p) {
   const dim3 grid(static_cast<unsigned>(blocks_of(p.x.channels)), static_cast<unsigned>(p.x.batch),
-                  static_cast<unsigned>(p.segments));
+                  static_cast<unsigned>(p.segments.count));
   const std::size_t shared = MainShared<T>::bytes(p.readers);
   require(shared <= kMaxShared, "the selective scan's backward on a GPU has no shared memory for so many readers");
   // One reader of float32 would not fit into the registers.
@@ -735,7 +846,13 @@ void run(const NativeStream& native, const ScanBackwardArgs& args) {
   p.du = pointer<T>(args.du), p.ddt = pointer<T>(args.ddt), p.dz = pointer<T>(args.dz);
   p.columns = scratch + layout.columns, p.rates = scratch + layout.rates, p.vectors = scratch + layout.vectors;
   p.planes = scratch + layout.planes;
-  p.segments = 1, p.tiles_a_segment = static_cast<int>(pieces(x.tokens, kTile));
+  const std::int64_t tiles = pieces(x.tokens, kTile);
+  p.tiles_a_segment = static_cast<int>(pieces(tiles, segments_of(x.batch, x.tokens, x.channels)));
+  p.segments = {scratch + layout.carries, scratch + layout.sums, static_cast<int>(pieces(tiles, p.tiles_a_segment))};
+  if (p.segments.count > 1) {
+    for (p.slice = 0; p.slice < x.slices; ++p.slice) run_segments(native, p);
+    run_enter_segments(native, x, p.own, p.segments, nullptr, true);
+  }
   for (p.slice = 0; p.slice < x.slices; ++p.slice) run_main(native, p);
 
   const std::int64_t columns = static_cast<std::int64_t>(x.batch) * x.tokens * x.slices * 2 * kStates;
@@ -745,7 +862,7 @@ void run(const NativeStream& native, const ScanBackwardArgs& args) {
   CUDA_CHECK(cudaGetLastError());
   const std::int64_t parameters = static_cast<std::int64_t>(x.channels) * (x.states + 2);
   reduce_parameters<<<ceil_div(parameters, 256), 256, 0, native.stream>>>(
-      x, x.batch * p.segments, p.rates, p.vectors, args.own.A_log.as<float>(), args.dA_log.as<float>(),
+      x, x.batch * p.segments.count, p.rates, p.vectors, args.own.A_log.as<float>(), args.dA_log.as<float>(),
       args.dskip.as<float>(), args.ddt_bias.as<float>());
   CUDA_CHECK(cudaGetLastError());
 }

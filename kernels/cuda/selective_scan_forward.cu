@@ -9,6 +9,7 @@
 // C), and 2.25 floats from shared memory (1.25 more a source). Bytes of device memory a channel and token in bf16: 8, 4 a
 // source and 2 for the gate, 4 for saved states.
 #include "kernels/cuda/scan_common.cuh"
+#include "kernels/cuda/scan_segments.cuh"
 
 namespace dm::cuda {
 namespace scan {
@@ -33,8 +34,9 @@ struct ForwardParams {
   const T* z;
   T* out;
   float* final_state;
-  int segments, tiles_a_segment;
-  const float* starts;  ///< [recurrences, segments, B, D, 16], in place of `initial` when there are several segments.
+  int tiles_a_segment;
+  Segments
+      segments[1 + kMaxFastSources];  ///< Of each recurrence; what enters them replaces `initial` when there are several.
 };
 
 /// Where float2 (Δ, Δu) of a channel lies in its row: rotated so that lanes that write eight channels each meet no bank
@@ -102,10 +104,9 @@ __device__ void load_start(const ForwardParams<T>& p, int r, int channel, int fi
 #pragma unroll
   for (int j = 0; j < kHalf; ++j) h[j] = 0.0f;
   if (channel >= x.channels) return;
-  if (p.starts) {
-    const std::int64_t row =
-        ((static_cast<std::int64_t>(r) * p.segments + blockIdx.z) * x.batch + blockIdx.y) * x.channels + channel;
-    load8(p.starts + row * kStates + first_state, h);
+  if (p.segments[0].count > 1) {
+    const Segments& segments = p.segments[r];
+    load8(segments.states + segments.state_row(x, blockIdx.y, blockIdx.z, 0, channel) + first_state, h);
   } else if (p.recurrence[r].initial) {
     const std::int64_t row = static_cast<std::int64_t>(blockIdx.y) * x.channels + channel;
 #pragma unroll
@@ -245,6 +246,67 @@ __global__ void __launch_bounds__(kThreads, kSources == 0   ? 4
   if (end == tiles) store_final(p, channel, first_state, h[0]);
 }
 
+/// The first pass over segments: from zero to the end of each but the last, as forward_kernel without a readout.
+template <class T>
+struct alignas(16) SegmentShared {
+  struct Stage {
+    T u[kTile][kChannels], dt[kTile][kChannels];
+    float B[kTile][kStates];
+  } stage[2];
+  float4 drive[kTile][kChannels / 2];
+  float bias[kChannels];
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 6) segment_kernel(const __grid_constant__ ForwardParams<T> p) {
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  SegmentShared<T>& s = *reinterpret_cast<SegmentShared<T>*>(shared_bytes);
+  const Extents& x = p.x;
+  const int b = blockIdx.y, r = blockIdx.z % p.recurrences, segment = blockIdx.z / p.recurrences;
+  const int first_channel = blockIdx.x * kChannels, local = threadIdx.x / 2, channel = first_channel + local;
+  const int first_state = threadIdx.x % 2 * kHalf, row = threadIdx.x / 8;
+  const int drive_at = 2 * drive_unit(local / 2) + local % 2;
+  const Recurrence<T>& from = p.recurrence[r];
+
+  float rate[kHalf], h[kHalf] = {}, sum = 0.0f;
+#pragma unroll
+  for (int j = 0; j < kHalf; ++j) rate[j] = rate_of(from, x, channel, first_state + j);
+  if (threadIdx.x < kChannels) {
+    const int c = first_channel + static_cast<int>(threadIdx.x);
+    s.bias[threadIdx.x] = c < x.channels ? from.dt_bias[c] : 0.0f;
+  }
+  const auto fetch = [&](int tile) {
+    typename SegmentShared<T>::Stage& stage = s.stage[tile & 1];
+    copy_rows<kTile>(stage.u[0], from.u + x.sequence(b), x, tile * kTile, first_channel);
+    copy_rows<kTile>(stage.dt[0], from.dt + x.sequence(b), x, tile * kTile, first_channel);
+    copy_columns<kTile>(stage.B[0], from.dbc + x.column_rows(b), x, tile * kTile, x.columns - 2 * x.states, x.states);
+  };
+
+  const int begin = segment * p.tiles_a_segment, end = begin + p.tiles_a_segment;  // only the last segment is shorter
+  fetch(begin);
+  for (int tile = begin; tile < end; ++tile) {
+    const typename SegmentShared<T>::Stage& stage = s.stage[tile & 1];
+    wait_for_copies();
+    __syncthreads();
+    prepare_drive(s.drive[row], stage.u[row], stage.dt[row], s.bias, true);
+    __syncthreads();
+    if (tile + 1 < end) fetch(tile + 1);
+#pragma unroll 8
+    for (int t = 0; t < kTile; ++t) {
+      const float2 drive = reinterpret_cast<const float2*>(s.drive[t])[drive_at];
+      float B[kHalf];
+      load8(stage.B[t] + first_state, B);
+      sum += drive.x;
+#pragma unroll
+      for (int j = 0; j < kHalf; ++j) h[j] = exp2_fast(drive.x * rate[j]) * h[j] + drive.y * B[j];
+    }
+  }
+  if (channel >= x.channels) return;
+  const Segments& segments = p.segments[r];
+  store8(segments.states + segments.state_row(x, b, segment, 0, channel) + first_state, h);
+  if (first_state == 0) segments.sums[segments.sum_at(x, b, segment, channel)] = sum;
+}
+
 /// Any number of sources and of states: parts (a recurrence, 16 of its states) take turns in each tile, their states waiting
 /// in shared memory. The last part is the layer's own first slice.
 template <class T>
@@ -255,9 +317,10 @@ struct alignas(16) SlicedShared {
   float gate[kTile][kChannels];
   float y[kTile][kReadoutRow];
   float bias[kChannels], skip[kChannels];
-  float h[1][kHalf][kThreads];  // one entry a part
-
-  static std::size_t bytes(int parts) { return sizeof(SlicedShared) + sizeof(float) * kHalf * kThreads * (parts - 1); }
+  using States = float[kHalf][kThreads];
+  /// Those of each part follow.
+  __device__ States& states(int part) { return reinterpret_cast<States*>(this + 1)[part]; }
+  static std::size_t bytes(int parts) { return sizeof(SlicedShared) + sizeof(States) * parts; }
 };
 
 template <class T>
@@ -273,7 +336,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_sliced_kernel(const __gri
     float h[kHalf];
     load_start(p, part / x.slices, channel, part % x.slices * kStates + half * kHalf, h);
 #pragma unroll
-    for (int j = 0; j < kHalf; ++j) s.h[part][j][threadIdx.x] = h[j];
+    for (int j = 0; j < kHalf; ++j) s.states(part)[j][threadIdx.x] = h[j];
   }
   if (threadIdx.x < kChannels) {
     const int c = first_channel + static_cast<int>(threadIdx.x);
@@ -313,7 +376,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_sliced_kernel(const __gri
 #pragma unroll
       for (int j = 0; j < kHalf; ++j) {
         rate[j] = rate_of(p.recurrence[r], x, channel, first_state + j);
-        h[j] = s.h[part][j][threadIdx.x];
+        h[j] = s.states(part)[j][threadIdx.x];
       }
 #pragma unroll
       for (int group = 0; group < kTile / kHalf; ++group) {
@@ -338,7 +401,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_sliced_kernel(const __gri
         }
       }
 #pragma unroll
-      for (int j = 0; j < kHalf; ++j) s.h[part][j][threadIdx.x] = h[j];
+      for (int j = 0; j < kHalf; ++j) s.states(part)[j][threadIdx.x] = h[j];
     }
 #pragma unroll
     for (int group = 0; group < kTile / kHalf; ++group) store_readout(&s.y[group * kHalf], y[group], local, half);
@@ -348,8 +411,22 @@ __global__ void __launch_bounds__(kThreads, 2) forward_sliced_kernel(const __gri
   for (int slice = 0; slice < x.slices; ++slice) {
     float h[kHalf];
 #pragma unroll
-    for (int j = 0; j < kHalf; ++j) h[j] = s.h[slice][j][threadIdx.x];
+    for (int j = 0; j < kHalf; ++j) h[j] = s.states(slice)[j][threadIdx.x];
     store_final(p, channel, slice * kStates + half * kHalf, h);
+  }
+}
+
+/// Gives each recurrence its segments, in the stream's workspace.
+template <class T>
+void lay_out_segments(ForwardParams<T>& p, const NativeStream& native, int segments) {
+  const std::int64_t rows = std::int64_t{p.x.batch} * segments * p.x.channels;
+  const std::int64_t floats = rows * kStates + pieces(rows, 4) * 4;  // the next one's states are aligned
+  require(static_cast<std::size_t>(floats * p.recurrences) * sizeof(float) <= native.workspace_bytes,
+          "the stream's workspace is too small for the scan's segments");
+  auto* at = static_cast<float*>(native.workspace);
+  for (int r = 0; r < p.recurrences; ++r) {
+    p.segments[r] = {at, at + rows * kStates, segments};
+    at += floats;
   }
 }
 
@@ -372,11 +449,22 @@ void run(const NativeStream& native, const ScanForwardArgs& args) {
   p.gate = args.gate ? pointer<const T>(args.gate) : nullptr;
   p.skip = args.skip.as<float>(), p.z = pointer<const T>(args.z), p.out = pointer<T>(args.out);
   p.final_state = args.final_state ? args.final_state.as<float>() : nullptr;
-  p.segments = 1, p.tiles_a_segment = static_cast<int>(pieces(p.x.tokens, kTile));
 
-  const dim3 grid(static_cast<unsigned>(blocks_of(p.x.channels)), static_cast<unsigned>(p.x.batch),
-                  static_cast<unsigned>(p.segments));
-  if (p.x.slices > 1 || p.recurrences > 1 + kMaxFastSources) {
+  const bool sliced = p.x.slices > 1 || p.recurrences > 1 + kMaxFastSources;
+  const std::int64_t tiles = pieces(p.x.tokens, kTile);
+  p.tiles_a_segment = static_cast<int>(pieces(tiles, sliced ? 1 : segments_of(p.x.batch, p.x.tokens, p.x.channels)));
+  const auto segments = static_cast<int>(pieces(tiles, p.tiles_a_segment));
+  const auto blocks = static_cast<unsigned>(blocks_of(p.x.channels)), batch = static_cast<unsigned>(p.x.batch);
+  if (segments > 1) {
+    lay_out_segments(p, native, segments);
+    const dim3 grid(blocks, batch, static_cast<unsigned>((segments - 1) * p.recurrences));
+    launch(segment_kernel<T>, grid, sizeof(SegmentShared<T>), native, p);
+    for (int r = 0; r < p.recurrences; ++r) {
+      run_enter_segments(native, p.x, p.recurrence[r], p.segments[r], p.recurrence[r].initial, false);
+    }
+  }
+  const dim3 grid(blocks, batch, static_cast<unsigned>(segments));
+  if (sliced) {
     launch(forward_sliced_kernel<T>, grid, SlicedShared<T>::bytes(parts), native, p);
   } else if (p.recurrences == 1) {
     launch(forward_kernel<T, 0>, grid, sizeof(ForwardShared<T, 0>), native, p);

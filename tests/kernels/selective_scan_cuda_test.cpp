@@ -278,6 +278,13 @@ TEST_P(SelectiveScanCuda, InPlaceAndUnaligned) {
   }
 }
 
+TEST_P(SelectiveScanCuda, SegmentsOfTime) {
+  expect_twins_agree({.B = 2, .T = 512, .D = 24, .N = 16, .R = 4, .sources = 0, .readers = 0}, GetParam());
+  expect_twins_agree({.B = 1, .T = 777, .D = 70, .N = 16, .R = 4, .sources = 1, .readers = 3}, GetParam());
+  expect_twins_agree({.B = 1, .T = 777, .D = 33, .N = 9, .R = 1, .sources = 2, .readers = 1}, GetParam());
+  expect_twins_agree({.B = 2, .T = 530, .D = 20, .N = 37, .R = 0, .sources = 1, .readers = 1}, GetParam());
+}
+
 TEST_P(SelectiveScanCuda, WideAndLong) {
   expect_twins_agree({.B = 1, .T = 100, .D = 2048, .N = 16, .R = 64, .sources = 2, .readers = 2}, GetParam());
   expect_twins_agree({.B = 3, .T = 2048, .D = 64, .N = 16, .R = 8, .sources = 1, .readers = 2}, GetParam());

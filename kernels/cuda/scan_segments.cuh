@@ -1,0 +1,59 @@
+// Time cut into segments that run in parallel: what enters each of them, from what each makes of zero.
+//
+// A recurrence from zero over a segment ends at e; from a state s it ends at exp(A ΣΔ) s + e, with ΣΔ over the segment. So
+// one pass finds e and ΣΔ of every segment, a short one the state that enters each, and a last one does the work. The
+// adjoint recurrence is the same from the last segment to the first. The first pass costs about half of a forward, so
+// segments pay only where whole sequences leave multiprocessors idle (segments_of in scan_layout.h).
+#pragma once
+
+#include "kernels/cuda/scan_common.cuh"
+
+namespace dm::cuda::scan {
+
+/// Ends of segments, replaced by what enters them, [B, segments, slices, D, 16], and ΣΔ, [B, segments, D].
+struct Segments {
+  float* states;
+  float* sums;
+  int count;
+
+  __device__ std::int64_t state_row(const Extents& x, int b, int segment, int slice, int channel) const {
+    return (((static_cast<std::int64_t>(b) * count + segment) * x.slices + slice) * x.channels + channel) * kStates;
+  }
+  __device__ std::int64_t sum_at(const Extents& x, int b, int segment, int channel) const {
+    return (static_cast<std::int64_t>(b) * count + segment) * x.channels + channel;
+  }
+};
+
+/// One thread a state: walks the segments in time's order from `initial` (null is zero), or against it from zero. The end of
+/// the last one on the way is not needed and may be anything.
+template <class T>
+__global__ void __launch_bounds__(256)
+    enter_segments(Extents x, Recurrence<T> recurrence, Segments segments, const float* initial, bool against_time) {
+  const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int n = static_cast<int>(index % kStates), b = blockIdx.y / x.slices, slice = blockIdx.y % x.slices;
+  if (index / kStates >= x.channels) return;
+  const int channel = static_cast<int>(index / kStates), state_index = slice * kStates + n;
+  const float rate = rate_of(recurrence, x, channel, state_index);
+  float state = 0.0f;
+  if (initial && state_index < x.states) {
+    state = initial[(static_cast<std::int64_t>(b) * x.channels + channel) * x.states + state_index];
+  }
+  for (int i = 0; i < segments.count; ++i) {
+    const int segment = against_time ? segments.count - 1 - i : i;
+    float& at = segments.states[segments.state_row(x, b, segment, slice, channel) + n];
+    const float end = at;
+    at = state;
+    state = exp2_fast(segments.sums[segments.sum_at(x, b, segment, channel)] * rate) * state + end;
+  }
+}
+
+template <class T>
+void run_enter_segments(const NativeStream& native, const Extents& x, const Recurrence<T>& recurrence,
+                        const Segments& segments, const float* initial, bool against_time) {
+  const dim3 grid(static_cast<unsigned>(pieces(std::int64_t{x.channels} * kStates, 256)),
+                  static_cast<unsigned>(x.batch * x.slices));
+  enter_segments<T><<<grid, 256, 0, native.stream>>>(x, recurrence, segments, initial, against_time);
+  CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace dm::cuda::scan
