@@ -7,14 +7,15 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-readonly retryable=75  # Of the exit codes that `densemamba --help` lists.
+# 75 of the exit codes that `densemamba --help` lists, and 137: mpirun's when a rank was killed.
+is_worth_a_relaunch() { [ "$1" = 75 ] || [ "$1" = 137 ]; }
 launcher=(mpirun -n "${RANKS:-$(nproc)}")
 if [ -n "${HOSTS:-}" ]; then launcher+=(--hostfile "$HOSTS"); fi
 
 for ((try = 1; try <= ${TRIES:-3}; ++try)); do
   "${launcher[@]}" build/densemamba train --resume auto "$@"
   code=$?
-  [ "$code" = "$retryable" ] || break
+  is_worth_a_relaunch "$code" || break
   echo "start $try ended with $code, which is worth a relaunch" >&2
 done
 exit "$code"
