@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly folder=runs/quickstart ranks=2 stop_at=100 vocabulary=4096
+readonly folder=runs/quickstart ranks=2 stop_at=400 vocabulary=4096
 say() { printf '\n== %s\n' "$*"; }
 
 say "Packages"
@@ -17,9 +17,9 @@ echo "All needed packages are installed."
 
 say "Build (build/, Release)"
 if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
-  echo "A CUDA toolkit was found, but this version has the CPU backend only: nothing here runs on a GPU."
+  echo "A CUDA toolkit was found; the quickstart builds and uses the CPU backend all the same."
 else
-  echo "No CUDA toolkit was found; the CPU backend, the only one of this version, needs none."
+  echo "No CUDA toolkit was found; the CPU backend needs none."
 fi
 cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null
 cmake --build build --target densemamba
