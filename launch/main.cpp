@@ -29,13 +29,14 @@ const std::vector<Command>& commands() {
       {"inspect", dm::inspect_command, "Print what a checkpoint holds."},
       {"verify", dm::verify_command, "Read every byte of a run's checkpoints and name what is damaged."},
       {"bench-step", dm::bench_step_command, "Time whole training steps on random tokens."},
+      {"bench-kernels", dm::bench_kernels_command, "Time every op of a training step against the device's ceilings."},
   };
   return all;
 }
 
 void print_help(std::ostream& out) {
   out << "Usage: densemamba COMMAND [options]\nPretrains DenseMamba and Mamba language models.\n\nCommands:\n";
-  for (const Command& command : commands()) out << fmt::format("  {:<12} {}\n", command.name, command.sentence);
+  for (const Command& command : commands()) out << fmt::format("  {:<13} {}\n", command.name, command.sentence);
   out << "\n`densemamba COMMAND --help` lists a command's options; --version says how this program was built.\n"
          "Exit codes: 0 done, 1 failed, 2 wrong usage, 75 failed and worth a relaunch.\n";
 }
