@@ -34,8 +34,8 @@ class PartitionedAdamW {
   /// Sums the gradients of `block` over the data group into the owners' slices.
   void reduce_block(Stream& stream, int block);
 
-  /// norm_squared[0] += the squared norm of the whole model's reduced gradient: every logical element counts once, whichever
-  /// ranks hold it. The same bits on every rank. norm_squared [1] f32.
+  /// norm_squared[0], zero before, becomes the squared norm of the whole model's reduced gradient: every logical element
+  /// counts once, whichever ranks hold it. The same bits on every rank. norm_squared [1] f32.
   void add_gradient_norm_squared(Stream& stream, const Tensor& norm_squared);
 
   /// Called with a block whose slices are updated, in the order in which a forward pass needs them.
