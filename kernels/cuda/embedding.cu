@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kThreads)
     const T* from = table + (here ? row : 0) * C;
     float* to = out + i * C;
     if constexpr (kWide) {
-#pragma unroll 4
+#pragma unroll 1
       for (std::int64_t c = lane * kVector; c < C; c += 32 * kVector) {
         float x[kVector] = {};
         if (here) load8(from + c, x);
@@ -156,10 +156,13 @@ struct Workspace {
 
 constexpr std::size_t kSortMemory = std::size_t{2} << 20;
 
+/// Keys and positions, before and after the sort, and the sort's own second copy of both.
+constexpr std::int64_t kWordsAToken = 6;
+
 /// Tokens a piece: as many as the workspace holds beside the memory of the sort.
 std::int64_t piece_tokens(const NativeStream& native, std::int64_t count, std::int64_t C) {
   const std::int64_t room = static_cast<std::int64_t>(native.workspace_bytes - kSortMemory);
-  const std::int64_t chunk_bytes = kChunk * 4 * static_cast<std::int64_t>(sizeof(std::uint32_t)) + 2 * C * 4;
+  const std::int64_t chunk_bytes = kChunk * kWordsAToken * static_cast<std::int64_t>(sizeof(std::uint32_t)) + 2 * C * 4;
   const std::int64_t most = room / chunk_bytes * kChunk;
   require(most > 0, "embedding_backward: rows are too wide for the workspace");
   return std::min(count, most);
