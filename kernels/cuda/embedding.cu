@@ -83,6 +83,13 @@ __device__ inline Columns<kWidth>& columns_at(float* base, std::int64_t row, int
   return *reinterpret_cast<Columns<kWidth>*>(base + row * C + column);
 }
 
+/// As one load and one store.
+template <int kWidth>
+__device__ inline void add_to_columns(Columns<kWidth>& to, Columns<kWidth> sum) {
+  sum.add(to);
+  to = sum;
+}
+
 /// Grid: chunks, tiles of columns. partials [chunks, 2, C]: of the run that reaches into the chunk, and of the one that
 /// begins in it and reaches out of it. A run through the whole chunk is of the first kind.
 template <int kWidth>
@@ -114,7 +121,7 @@ __global__ void __launch_bounds__(kRunThreads) add_runs(Sorted sorted, const flo
       } else if (goes_on) {
         columns_at<kWidth>(partials, std::int64_t{blockIdx.x} * 2 + 1, C, column) = sum;
       } else {
-        columns_at<kWidth>(dtable, keys[b], C, column).add(sum);
+        add_to_columns(columns_at<kWidth>(dtable, keys[b], C, column), sum);
       }
       reaches_in = false;
       sum = {};
@@ -143,7 +150,7 @@ __global__ void __launch_bounds__(kRunThreads)
   Columns<kWidth> sum = partial(std::int64_t{blockIdx.x} * 2 + 1);
 #pragma unroll 8
   for (int chunk = blockIdx.x + 1; chunk <= low / kChunk; ++chunk) sum.add(partial(std::int64_t{chunk} * 2));
-  columns_at<kWidth>(dtable, key, C, column).add(sum);
+  add_to_columns(columns_at<kWidth>(dtable, key, C, column), sum);
 }
 
 /// The workspace of one piece of tokens.

@@ -9,19 +9,33 @@ namespace dm::cuda {
 inline constexpr int kReductionBlocks = 512;
 inline constexpr int kReductionThreads = 256;
 
-/// partials[block] = Σ map(x) in double over the block's elements. A thread takes four neighbours a turn, as one access
-/// where `wide`; the order of the sum is the same either way.
+/// partials[block] = Σ map(x) in double over the block's elements; map(0) is 0. A thread takes four neighbours at a time, as
+/// one access where `wide`, four such in flight; the order of the sum is the same either way.
 template <class Map>
-__global__ void __launch_bounds__(kReductionThreads)
+__global__ void __launch_bounds__(kReductionThreads, 4)
     reduce_kernel(const float* __restrict__ x, std::int64_t n, bool wide, double* __restrict__ partials, Map map) {
   __shared__ double sums[32];
+  constexpr int kBatch = 4;
+  constexpr std::int64_t kStride = std::int64_t{kReductionBlocks} * kReductionThreads * 4;
   const std::int64_t thread = std::int64_t{blockIdx.x} * kReductionThreads + threadIdx.x;
-  constexpr std::int64_t kAll = std::int64_t{kReductionBlocks} * kReductionThreads;
   double sum = 0;
-#pragma unroll 4
-  for (std::int64_t i = thread * 4; i + 4 <= n; i += kAll * 4) {
-    const float4 v = wide ? *reinterpret_cast<const float4*>(x + i) : make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
-    sum += (map(v.x) + map(v.y)) + (map(v.z) + map(v.w));
+  for (std::int64_t begin = thread * 4; begin + 4 <= n; begin += kStride * kBatch) {
+    float4 fours[kBatch] = {};
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const std::int64_t i = begin + b * kStride;
+      if (i + 4 > n) continue;
+      if (wide) {
+        fours[b] = *reinterpret_cast<const float4*>(x + i);
+      } else {
+        fours[b] = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
+      }
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const float4 v = fours[b];
+      sum += (map(v.x) + map(v.y)) + (map(v.z) + map(v.w));
+    }
   }
   if (thread < n % 4) sum += map(x[n - n % 4 + thread]);
   sum = block_sum(sum, sums);

@@ -2,12 +2,12 @@
 // registers.
 //
 // Bytes a token (C columns, bf16): forward 4C residual in + 2C update in + 4C residual out + 2C out; backward 2C + 4C in, 4C
-// in and out, 2C copy out. Both are bound by memory: rows are many more than blocks, and 4 to 16 blocks a multiprocessor
+// in and out, 2C copy out. Both are bound by memory: rows are many more than blocks, and several blocks a multiprocessor
 // hide the one block-wide sum a row. Widths that are no multiple of 8, or above 8192, take the strided kernels, which read a
 // row twice.
 //
-// dweight: every block sums its rows in order into a partial row in the stream's workspace; a second kernel adds the
-// partials in block order.
+// dweight: every block sums its rows in order into a partial row in the stream's workspace; a second kernel adds these rows
+// in a fixed order.
 #include "kernels/rmsnorm.h"
 
 #include <algorithm>
