@@ -33,7 +33,7 @@ void with_compute_type(DType dtype, const Work& work) {
   }
 }
 
-/// True when every address is a multiple of `Bytes`; null is.
+/// True when every address is a multiple of kBytes; null is.
 template <std::size_t kBytes, class... Elements>
 bool aligned(const Elements*... arrays) {
   return ((reinterpret_cast<std::uintptr_t>(arrays) % kBytes == 0) && ...);
