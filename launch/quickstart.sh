@@ -17,11 +17,11 @@ echo "All needed packages are installed."
 
 say "Build (build/, Release)"
 if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
-  echo "A CUDA toolkit was found; the quickstart builds and uses the CPU backend all the same."
+  echo "A CUDA toolkit was found: the CUDA backend is included. The quickstart itself computes on the CPU."
 else
-  echo "No CUDA toolkit was found; the CPU backend needs none."
+  echo "No CUDA toolkit was found: CPU only."
 fi
-cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null
+cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DDM_CUDA=AUTO >/dev/null
 cmake --build build --target densemamba
 readonly densemamba=build/densemamba
 
@@ -46,7 +46,7 @@ say "Tokenizer (SentencePiece, $vocabulary pieces)"
 if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
 if [ "$(nproc)" -lt "$ranks" ]; then export OMPI_MCA_mpi_yield_when_idle=1; fi
 train() {
-  mpirun --oversubscribe -n "$ranks" "$densemamba" train --config configs/quickstart.cfg --run.dir "$folder/run" \
+  mpirun --oversubscribe -n "$ranks" "$densemamba" train --config configs/quickstart.cfg --run.device cpu --run.dir "$folder/run" \
     --data.train "$folder/data/00.jsonl.zst" --data.valid "$folder/data/val.jsonl.zst" \
     --data.tokenizer "$folder/tokenizer.model" "$@"
 }
