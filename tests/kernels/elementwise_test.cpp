@@ -1,4 +1,4 @@
-// Fill, add, SiLU and the sum of squares: values, gradients, in-place use and sizes around the vector width.
+// Fill, add, convert, SiLU and the sum of squares: values, gradients, in-place use and sizes around the vector width.
 #include "kernels/elementwise.h"
 
 #include <cmath>
@@ -47,6 +47,25 @@ TEST_F(Elementwise, AddToAdds) {
     add_to(stream, x.tensor(), y.tensor());
     for (std::int64_t i = 0; i < n; ++i) ASSERT_EQ(y[i], before[i] + x[i]);
   }
+}
+
+TEST_F(Elementwise, ConvertRoundsToNearestEvenAndBack) {
+  for (const std::int64_t n : kSizes) {
+    Random x("x", {n});
+    if (n > 1) x[0] = 1.0f + 1.0f / 256, x[1] = 1.0f + 3.0f / 256;  // ties: to 1 and to 1 + 4/256, whose last bits are even
+    std::vector<BFloat16> rounded(static_cast<std::size_t>(n));
+    Overwritten back({n});
+    const Tensor narrow = Tensor::of(rounded.data(), {n});
+    convert(stream, x.tensor(), narrow);
+    convert(stream, narrow, back.tensor());
+    for (std::int64_t i = 0; i < n; ++i) ASSERT_NEAR(back[i], x[i], std::abs(x[i]) / 256);
+    if (n <= 1) continue;
+    EXPECT_EQ(back[0], 1.0f);
+    EXPECT_EQ(back[1], 1.0f + 4.0f / 256);
+  }
+  Random x("x", {8}), y("y", {8});
+  EXPECT_EQ(error_of([&] { convert(stream, x.tensor(), y.tensor()); }),
+            "convert: y is float32 [8], expected bfloat16 of 8 elements");
 }
 
 TEST_F(Elementwise, SiluIsAccurateAndMayWriteInPlace) {
