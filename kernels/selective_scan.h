@@ -41,7 +41,8 @@ constexpr std::int64_t scan_chunks(std::int64_t tokens) {
   return (tokens + kScanChunk - 1) / kScanChunk;
 }
 
-/// The most states that one call advances a channel, N · (1 + sources), and the most readers of a backward.
+/// The most states that one call advances a channel, N · (1 + sources), and the most readers of a backward. A GPU counts N
+/// rounded up to 16, and refuses more readers than its shared memory has room for: 20 in float32, 29 in bfloat16.
 inline constexpr std::int64_t kMaxScanStates = 512;
 inline constexpr std::int64_t kMaxScanReaders = 64;
 
@@ -117,11 +118,5 @@ namespace cuda {
 ScanForwardOp selective_scan_forward;
 ScanBackwardOp selective_scan_backward;
 }  // namespace cuda
-
-/// The CPU's.
-inline std::int64_t scan_backward_scratch(std::int64_t batch, std::int64_t tokens, std::int64_t channels,
-                                          std::int64_t states) {
-  return cpu::scan_backward_scratch(batch, tokens, channels, states);
-}
 
 }  // namespace dm

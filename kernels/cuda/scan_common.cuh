@@ -140,12 +140,21 @@ __device__ float rate_of(const Recurrence<T>& r, const Extents& x, int channel, 
   return -expf(r.A_log[static_cast<std::int64_t>(channel) * x.states + n]) * kLog2e;
 }
 
+/// Calls copy(i) for this thread's share of i in [0, kCount), a number of calls that the compiler knows.
+template <int kCount, class Copy>
+__device__ inline void share(const Copy& copy) {
+#pragma unroll
+  for (int round = 0; round < (kCount + kThreads - 1) / kThreads; ++round) {
+    const int i = round * kThreads + static_cast<int>(threadIdx.x);
+    if (kCount % kThreads == 0 || i < kCount) copy(i);
+  }
+}
+
 /// kTokens × 64 elements of a [T, D] activation of one sequence, from (token, channel), to rows of 64; zeros outside.
 template <int kTokens, class T>
 __device__ void copy_rows(T* to, const T* from, const Extents& x, int token, int channel) {
   constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kChannels / kEach;
-#pragma unroll
-  for (int i = threadIdx.x; i < kTokens * kRow; i += kThreads) {
+  share<kTokens * kRow>([&](int i) {
     const int t = i / kRow, c = i % kRow * kEach;
     const T* row = from + static_cast<std::int64_t>(token + t) * x.channels + channel;
     const bool inside = token + t < x.tokens;
@@ -157,18 +166,17 @@ __device__ void copy_rows(T* to, const T* from, const Extents& x, int token, int
         to[t * kChannels + c + k] = inside && channel + c + k < x.channels ? row[c + k] : from_float<T>(0.0f);
       }
     }
-  }
+  });
 }
 
 /// kTokens × 16 columns of a [T, R+2N] projection of one sequence to rows of 16; zeros outside. `count` columns exist.
 template <int kTokens>
 __device__ void copy_columns(float* to, const float* from, const Extents& x, int token, int column, int count) {
-#pragma unroll
-  for (int i = threadIdx.x; i < kTokens * kStates; i += kThreads) {
+  share<kTokens * kStates>([&](int i) {
     const int t = i / kStates, n = i % kStates;
     const bool valid = token + t < x.tokens && n < count;
     copy4_async(to + i, valid ? from + static_cast<std::int64_t>(token + t) * x.columns + column + n : from, valid);
-  }
+  });
 }
 
 /// kVector or four elements of a row of an activation; those outside stay unwritten.

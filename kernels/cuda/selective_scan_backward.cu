@@ -1,130 +1,19 @@
 // The selective scan backward on the GPU: a block walks 64 channels of one sequence from the last token to the first.
 //
-// main_kernel. A thread owns two channels and four states of each: four lanes share a channel, eight lanes of a warp share a
-// state. Tiles of eight steps: elementwise part to shared memory; forward again from the tile's saved state with decays and
-// states in registers; then the adjoint recurrence from the tile's end. Raw inputs, saved states, B and C arrive one tile
-// ahead by asynchronous copies. A state-step costs about 14 FP32, one ex2, 3.25 floats from shared memory and, for sums over
-// lanes, 1.5 shuffles.
-//
-// Sums over lanes scatter as they go: at each level a lane keeps half of its values and sends the other half to the lane
-// that keeps those. Which half is decided by where values lie, not by selects: lane bits permute a thread's states (and swap
-// its two channels), so that the kept ones always are in the same registers. B and C lie in shared memory in all four orders
-// of states.
+// Lanes share channels and states as scan_lanes.cuh says. Tiles of eight steps: elementwise part to shared memory; forward
+// again from the tile's saved state with decays and states in registers; then the adjoint recurrence from the tile's end.
+// Raw inputs, saved states, B and C arrive one tile ahead by asynchronous copies. A state-step costs 12 FP32, one ex2, 3.25
+// floats from shared memory and, for sums over lanes, 1.5 shuffles with 3 more instructions.
 //
 // Partial sums over a block's 64 channels (B̄, C̄) and over time (Ā, D̄, dt_bias) go to scratch; reduce kernels add them in a
 // fixed order. More than 16 states: a launch for each slice of 16, with the sums over states of the slices before in planes
-// of scratch.
-//
-// reader_kernel, before it: the sources' states of each tile from their saved states, all tiles in parallel; writes q,
-// dgate, the sources' part of C̄, and silu(gate) ⊙ r to du, where main_kernel reads it before it overwrites it.
-#include "kernels/cuda/scan_common.cuh"
-#include "kernels/cuda/scan_segments.cuh"
+// of scratch. Before all this: scan_reader.cuh where there are sources, scan_adjoint.cuh where time is cut into segments.
+#include "kernels/cuda/scan_adjoint.cuh"
+#include "kernels/cuda/scan_reader.cuh"
 
 namespace dm::cuda {
-namespace scan {
+namespace scan::backward {
 namespace {
-
-constexpr int kTile = kSavedTokens;
-constexpr int kOrders = 4;  // of a thread's four states
-constexpr int kWarps = kThreads / 32;
-/// Rows of sums that two halves of a warp write: half of the banks apart.
-constexpr int kSumRow = kChannels + 16;
-constexpr int kMaxReaders = static_cast<int>(kMaxScanReaders);
-constexpr int kMaxSources = 32;
-constexpr int kMaxShared = 227 * 1024;
-
-/// What a thread owns: in register c the channel local[c] of the block, in register j the state first_state + (j ^ order) of
-/// the slice.
-struct Lane {
-  int warp, lane, group, order, first_state;
-  int local[2];
-
-  __device__ Lane() {
-    warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    group = lane % 4;            // lane bits 0, 1: which four states
-    order = lane / 4 % kOrders;  // lane bits 2, 3: their order
-    first_state = group * 4;
-    const int pair = warp * 16 + lane / 4 * 2;
-    local[0] = pair + group % 2, local[1] = pair + 1 - group % 2;
-  }
-  __device__ int state(int j) const { return first_state + (j ^ order); }
-  __device__ bool upper_group() const { return (lane & 2) != 0; }
-  __device__ bool upper_half() const { return (lane & 16) != 0; }
-};
-
-__device__ float exchange(float x, int mask) {
-  return __shfl_xor_sync(0xffffffffu, x, mask);
-}
-
-/// Four states' values over the four orders' lanes: the sum of state(0) over channels pairs whose lanes differ in bits 2
-/// and 3.
-__device__ float sum_states(const float (&v)[4]) {
-  const float even = v[0] + exchange(v[1], 4), odd = v[2] + exchange(v[3], 4);
-  return even + exchange(odd, 8);
-}
-
-/// The four states of this thread in its order.
-template <class T>
-__device__ void load_states(const T* from, const Lane& lane, float (&h)[4]) {
-  float v[4];
-  load4(from + lane.first_state, v);
-  const bool swap1 = lane.order & 1, swap2 = lane.order & 2;
-  const float a = swap1 ? v[1] : v[0], b = swap1 ? v[0] : v[1], c = swap1 ? v[3] : v[2], d = swap1 ? v[2] : v[3];
-  h[0] = swap2 ? c : a, h[1] = swap2 ? d : b, h[2] = swap2 ? a : c, h[3] = swap2 ? b : d;
-}
-
-using Orders = float[kOrders][kStates];
-
-/// 16 columns of a [T, R+2N] projection for eight tokens, each in the four orders: row t of `to`, order o, place n holds n ^
-/// o.
-__device__ void copy_orders(float* to, int stride, const float* from, const Extents& x, int token, int column, int count,
-                            int thread) {
-  const int n = thread % kStates, order = thread / kStates;
-  const float* first = from + static_cast<std::int64_t>(token) * x.columns + column + n;
-#pragma unroll
-  for (int t = 0; t < kTile; ++t) {
-    const bool valid = token + t < x.tokens && n < count;
-    copy4_async(to + t * stride + order * kStates + (n ^ order), valid ? first + t * x.columns : from, valid);
-  }
-}
-
-/// 64 channels' saved states of one chunk and slice.
-template <class T>
-__device__ void copy_states(T* to, const T* from, const Extents& x, int channel) {
-  constexpr int kEach = 16 / static_cast<int>(sizeof(T));
-#pragma unroll
-  for (int i = threadIdx.x * kEach; i < kChannels * kStates; i += kThreads * kEach) {
-    const bool valid = channel + i / kStates < x.channels;
-    copy16_async(to + i, valid ? from + static_cast<std::int64_t>(channel) * kStates + i : from, valid);
-  }
-}
-
-template <class T>
-struct Reader {
-  const T* q;
-  const float* dbc;
-};
-
-template <class T>
-struct MainParams {
-  Extents x;
-  Recurrence<T> own;
-  Reader<T> reader[kMaxReaders];
-  int readers;
-  const float* skip;
-  const T* z;
-  const T* dout;
-  const T* gated_readout;  ///< silu(gate) ⊙ r, the same memory as du; null without sources.
-  T* du;
-  T* ddt;
-  T* dz;
-  float* columns;  ///< The parts of scratch (scan_layout.h).
-  float* rates;
-  float* vectors;
-  float* planes;
-  Segments segments;  ///< What enters them from behind, when there are several.
-  int slice, tiles_a_segment;
-};
 
 template <class T>
 struct alignas(16) MainShared {
@@ -339,6 +228,7 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
 #pragma unroll
         for (int j = 0; j < 4; ++j) lambda[c][j] = carry[c][j] + dy[c] * C[j];
       }
+#pragma unroll(kReaders > 0 ? kReaders : 1)
       for (int k = 0; k < readers; ++k) {
         const typename Shared::ReaderStage& reader = s.reader(k, tile);
         float reader_C[4];
@@ -412,320 +302,6 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
   p.vectors[(walk * 2 + threadIdx.x / kChannels) * x.channels + channel] = sum;
 }
 
-/// The first pass over segments: the adjoint recurrence from zero at the end of each to its first token, but for the first
-/// segment. Two lanes a channel, eight states each, tiles of eight steps; λ needs no states, so this is half of a forward.
-template <class T>
-struct alignas(16) SegmentShared {
-  struct Stage {
-    T dt[kTile][kChannels], z[kTile][kChannels], dout[kTile][kChannels];
-    float C[kTile][kStates];
-  } stage[2];
-  float2 drive[kTile][kChannels];  // Δ, ȳ
-  float bias[kChannels];
-  struct alignas(16) ReaderStage {
-    T q[kTile][kChannels];
-    float C[kTile][kStates];
-  };
-  /// Two of each reader follow.
-  __device__ ReaderStage& reader(int k, int tile) { return reinterpret_cast<ReaderStage*>(this + 1)[2 * k + (tile & 1)]; }
-  static std::size_t bytes(int readers) { return sizeof(SegmentShared) + sizeof(ReaderStage) * 2 * readers; }
-};
-
-template <class T>
-__global__ void __launch_bounds__(kThreads, 4) segment_kernel(const __grid_constant__ MainParams<T> p) {
-  using Shared = SegmentShared<T>;
-  extern __shared__ __align__(16) unsigned char shared_bytes[];
-  Shared& s = *reinterpret_cast<Shared*>(shared_bytes);
-  const Extents& x = p.x;
-  const int b = blockIdx.y, segment = blockIdx.z + 1, first_channel = blockIdx.x * kChannels;
-  const int local = threadIdx.x / 2, channel = first_channel + local, first_state = threadIdx.x % 2 * kVector;
-  const int row = threadIdx.x / 16, quad = threadIdx.x % 16 * 4;
-
-  float rate[kVector], carry[kVector] = {}, sum = 0.0f;
-#pragma unroll
-  for (int j = 0; j < kVector; ++j) rate[j] = rate_of(p.own, x, channel, p.slice * kStates + first_state + j);
-  if (threadIdx.x < kChannels) {
-    const int c = first_channel + static_cast<int>(threadIdx.x);
-    s.bias[threadIdx.x] = c < x.channels ? p.own.dt_bias[c] : 0.0f;
-  }
-  const auto fetch = [&](int tile) {
-    typename Shared::Stage& stage = s.stage[tile & 1];
-    const int token = tile * kTile, count = x.states - p.slice * kStates;
-    const int column = x.columns - x.states + p.slice * kStates;
-    copy_rows<kTile>(stage.dt[0], p.own.dt + x.sequence(b), x, token, first_channel);
-    copy_rows<kTile>(stage.z[0], p.z + x.sequence(b), x, token, first_channel);
-    copy_rows<kTile>(stage.dout[0], p.dout + x.sequence(b), x, token, first_channel);
-    copy_columns<kTile>(stage.C[0], p.own.dbc + x.column_rows(b), x, token, column, count);
-    for (int k = 0; k < p.readers; ++k) {
-      typename Shared::ReaderStage& reader = s.reader(k, tile);
-      copy_rows<kTile>(reader.q[0], p.reader[k].q + x.sequence(b), x, token, first_channel);
-      copy_columns<kTile>(reader.C[0], p.reader[k].dbc + x.column_rows(b), x, token, column, count);
-    }
-  };
-  const auto prepare = [&](int tile) {
-    const typename Shared::Stage& stage = s.stage[tile & 1];
-    const bool inside = tile * kTile + row < x.tokens;
-    float dt[4], z[4], dout[4], bias[4];
-    load4(&stage.dt[row][quad], dt);
-    load4(&stage.z[row][quad], z);
-    load4(&stage.dout[row][quad], dout);
-    load4(&s.bias[quad], bias);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      dt[i] = inside ? Softplus(dt[i] + bias[i]).value : 0.0f;
-      dout[i] *= z[i] * sigmoid(z[i]);
-    }
-    float4* drive = reinterpret_cast<float4*>(&s.drive[row][quad]);
-    drive[0] = make_float4(dt[0], dout[0], dt[1], dout[1]);
-    drive[1] = make_float4(dt[2], dout[2], dt[3], dout[3]);
-  };
-
-  const int tiles = (x.tokens + kTile - 1) / kTile, begin = segment * p.tiles_a_segment;
-  const int end = min(begin + p.tiles_a_segment, tiles);
-  fetch(end - 1);
-  for (int tile = end - 1; tile >= begin; --tile) {
-    const typename Shared::Stage& stage = s.stage[tile & 1];
-    wait_for_copies();
-    __syncthreads();
-    prepare(tile);
-    __syncthreads();
-    if (tile > begin) fetch(tile - 1);
-#pragma unroll
-    for (int t = kTile - 1; t >= 0; --t) {
-      const float2 drive = s.drive[t][local];
-      float C[kVector];
-      load8(stage.C[t] + first_state, C);
-      sum += drive.x;
-#pragma unroll
-      for (int j = 0; j < kVector; ++j) carry[j] += drive.y * C[j];
-      for (int k = 0; k < p.readers; ++k) {
-        const typename Shared::ReaderStage& reader = s.reader(k, tile);
-        const float q = to_float(reader.q[t][local]);
-        load8(reader.C[t] + first_state, C);
-#pragma unroll
-        for (int j = 0; j < kVector; ++j) carry[j] += q * C[j];
-      }
-#pragma unroll
-      for (int j = 0; j < kVector; ++j) carry[j] *= exp2_fast(drive.x * rate[j]);
-    }
-  }
-  if (channel >= x.channels) return;
-  store8(p.segments.states + p.segments.state_row(x, b, segment, p.slice, channel) + first_state, carry);
-  if (first_state == 0) p.segments.sums[p.segments.sum_at(x, b, segment, channel)] = sum;
-}
-
-template <class T>
-struct ReaderParams {
-  Extents x;
-  Recurrence<T> source[kMaxSources];
-  int sources;
-  const float* dbc;
-  const T* gate;
-  const T* z;
-  const T* dout;
-  T* q;
-  T* dgate;
-  T* gated_readout;
-  float* source_columns;
-  int tiles_a_block;
-};
-
-template <class T>
-struct alignas(16) ReaderShared {
-  struct Stage {
-    T u[kTile][kChannels], dt[kTile][kChannels];
-    T states[kChannels][kStates];
-    Orders B[kTile];
-  } stage[2];
-  Orders C[2][kTile];  // of this slice and of the next
-  T z[kTile][kChannels], dout[kTile][kChannels], gate[kTile][kChannels];
-  float2 drive[kTile][kChannels];
-  float q[kTile][kChannels], gate_value[kTile][kChannels], dgate_factor[kTile][kChannels];
-  float readout[kTile][kSumRow];
-  float columns[kTile][kWarps][kStates];
-  struct alignas(16) Part {
-    float rate[kChannels][kStates];
-    float bias[kChannels];
-  };
-  /// One of each slice and source follows.
-  __device__ Part& part(int i) { return reinterpret_cast<Part*>(this + 1)[i]; }
-  static std::size_t bytes(int parts) { return sizeof(ReaderShared) + sizeof(Part) * parts; }
-};
-
-template <class T>
-__global__ void __launch_bounds__(kThreads, 3) reader_kernel(const __grid_constant__ ReaderParams<T> p) {
-  using Shared = ReaderShared<T>;
-  extern __shared__ __align__(16) unsigned char shared_bytes[];
-  Shared& s = *reinterpret_cast<Shared*>(shared_bytes);
-  const Extents& x = p.x;
-  const int b = blockIdx.y, first_channel = blockIdx.x * kChannels, parts = x.slices * p.sources;
-  const Lane lane;
-  const int row = threadIdx.x / 16, quad = threadIdx.x % 16 * 4;
-
-  for (int part = 0; part < parts; ++part) {
-    const Recurrence<T>& source = p.source[part % p.sources];
-    for (int i = threadIdx.x; i < kChannels * kStates; i += kThreads) {
-      const int n = part / p.sources * kStates + i % kStates;
-      s.part(part).rate[i / kStates][i % kStates] = rate_of(source, x, first_channel + i / kStates, n);
-    }
-    if (threadIdx.x < kChannels) {
-      const int c = first_channel + static_cast<int>(threadIdx.x);
-      s.part(part).bias[threadIdx.x] = c < x.channels ? source.dt_bias[c] : 0.0f;
-    }
-  }
-
-  // Turns: for each tile its slices, for each slice the sources.
-  const auto fetch = [&](int turn) {
-    const int tile = turn / parts, part = turn % parts, slice = part / p.sources, token = tile * kTile;
-    const Recurrence<T>& source = p.source[part % p.sources];
-    typename Shared::Stage& stage = s.stage[turn & 1];
-    const int count = x.states - slice * kStates, first_column = x.columns - 2 * x.states + slice * kStates;
-    const std::int64_t sequence = x.sequence(b);
-    copy_rows<kTile>(stage.u[0], source.u + sequence, x, token, first_channel);
-    copy_rows<kTile>(stage.dt[0], source.dt + sequence, x, token, first_channel);
-    copy_states(stage.states[0], source.states + x.saved_states(b, tile, slice), x, first_channel);
-    const int thread = threadIdx.x % 64;
-    if (threadIdx.x < 64) {
-      copy_orders(stage.B[0][0], kOrders * kStates, source.dbc + x.column_rows(b), x, token, first_column, count, thread);
-    } else if (part % p.sources == 0) {
-      copy_orders(s.C[(tile * x.slices + slice) & 1][0][0], kOrders * kStates, p.dbc + x.column_rows(b), x, token,
-                  first_column + x.states, count, thread);
-    }
-    if (part == 0) {
-      copy_rows<kTile>(s.z[0], p.z + sequence, x, token, first_channel);
-      copy_rows<kTile>(s.dout[0], p.dout + sequence, x, token, first_channel);
-      copy_rows<kTile>(s.gate[0], p.gate + sequence, x, token, first_channel);
-    }
-  };
-
-  const auto prepare = [&](int turn) {
-    const int tile = turn / parts, part = turn % parts;
-    const typename Shared::Stage& stage = s.stage[turn & 1];
-    float u[4], delta[4], bias[4];
-    load4(&stage.u[row][quad], u);
-    load4(&stage.dt[row][quad], delta);
-    load4(&s.part(part).bias[quad], bias);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) delta[i] = tile * kTile + row < x.tokens ? Softplus(delta[i] + bias[i]).value : 0.0f;
-    float4* drive = reinterpret_cast<float4*>(&s.drive[row][quad]);
-    drive[0] = make_float4(delta[0], delta[0] * u[0], delta[1], delta[1] * u[1]);
-    drive[1] = make_float4(delta[2], delta[2] * u[2], delta[3], delta[3] * u[3]);
-    if (part > 0) return;
-    float z[4], dout[4], gate[4], q[4], dgate_factor[4];
-    load4(&s.z[row][quad], z);
-    load4(&s.dout[row][quad], dout);
-    load4(&s.gate[row][quad], gate);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float dy = dout[i] * (z[i] * sigmoid(z[i])), g = sigmoid(gate[i]);
-      dgate_factor[i] = dy * (g * (1.0f + gate[i] * (1.0f - g)));
-      gate[i] *= g;
-      q[i] = dy * gate[i];
-    }
-    store4(&s.q[row][quad], q);
-    store4(&s.gate_value[row][quad], gate);
-    store4(&s.dgate_factor[row][quad], dgate_factor);
-  };
-
-  // After the last source of a slice, the block's part of C̄; after the last slice of a tile, q, dgate and silu(gate) ⊙ r.
-  const auto finish = [&](int turn) {
-    const int tile = turn / parts, slice = turn % parts / p.sources;
-    const int t = threadIdx.x / kStates, n = threadIdx.x % kStates;
-    float sum = 0.0f;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += s.columns[t][w][n];
-    if (tile * kTile + t < x.tokens) {
-      const std::int64_t at = (static_cast<std::int64_t>(blockIdx.x) * x.batch + b) * x.tokens + tile * kTile + t;
-      p.source_columns[(at * x.slices + slice) * kStates + n] = sum;
-    }
-    if (slice < x.slices - 1 || tile * kTile + row >= x.tokens) return;
-    float r[4], q[4], gate[4], dgate[4];
-    load4(&s.readout[row][quad], r);
-    load4(&s.q[row][quad], q);
-    load4(&s.gate_value[row][quad], gate);
-    load4(&s.dgate_factor[row][quad], dgate);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) gate[i] *= r[i], dgate[i] *= r[i];
-    const std::int64_t at = x.sequence(b) + static_cast<std::int64_t>(tile * kTile + row) * x.channels;
-    store_row(p.q + at, first_channel + quad, x, q);
-    store_row(p.dgate + at, first_channel + quad, x, dgate);
-    store_row(p.gated_readout + at, first_channel + quad, x, gate);
-  };
-
-  float h[kTile][2][4];  // Σ_s h^s of the slice
-  const auto add_states = [&](int turn) {
-    const typename Shared::Stage& stage = s.stage[turn & 1];
-    const int part = turn % parts;
-    const bool first = part % p.sources == 0;
-    float state[2][4], rate[2][4];
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      load_states(stage.states[lane.local[c]], lane, state[c]);
-      load_states(s.part(part).rate[lane.local[c]], lane, rate[c]);
-    }
-#pragma unroll
-    for (int t = 0; t < kTile; ++t) {
-      float B[4];
-      load4(&stage.B[t][lane.order][lane.first_state], B);
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float2 drive = s.drive[t][lane.local[c]];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          state[c][j] = exp2_fast(drive.x * rate[c][j]) * state[c][j] + drive.y * B[j];
-          h[t][c][j] = first ? state[c][j] : h[t][c][j] + state[c][j];
-        }
-      }
-    }
-  };
-  const auto read_out = [&](int turn) {
-    const int tile = turn / parts, slice = turn % parts / p.sources;
-    const Orders* C_rows = s.C[(tile * x.slices + slice) & 1];
-    float even = 0.0f, even_column = 0.0f;
-#pragma unroll
-    for (int t = 0; t < kTile; ++t) {
-      float C[4], readout[2] = {}, dC[4] = {};
-      load4(&C_rows[t][lane.order][lane.first_state], C);
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float q = s.q[t][lane.local[c]];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          readout[c] += C[j] * h[t][c][j];
-          dC[j] += q * h[t][c][j];
-        }
-      }
-      const float sum = readout[0] + exchange(readout[1], 1), column = sum_states(dC);
-      if (t % 2 == 0) {
-        even = sum, even_column = column;
-        continue;
-      }
-      const float total = (lane.upper_group() ? sum : even) + exchange(lane.upper_group() ? even : sum, 2);
-      float& readout_at = s.readout[t - 1 + lane.group / 2][lane.local[0]];
-      readout_at = slice > 0 ? readout_at + total : total;
-      s.columns[t - 1 + lane.lane / 16][lane.warp][lane.state(0)] =
-          (lane.upper_half() ? column : even_column) + exchange(lane.upper_half() ? even_column : column, 16);
-    }
-  };
-
-  const int tiles = (x.tokens + kTile - 1) / kTile;
-  const int begin = blockIdx.z * p.tiles_a_block * parts,
-            end = min((static_cast<int>(blockIdx.z) + 1) * p.tiles_a_block, tiles) * parts;
-  fetch(begin);
-  for (int turn = begin; turn < end; ++turn) {
-    wait_for_copies();
-    __syncthreads();  // the turn's inputs have arrived, the sums of the last one are complete
-    if (turn > begin && turn % p.sources == 0) finish(turn - 1);
-    prepare(turn);
-    __syncthreads();
-    if (turn + 1 < end) fetch(turn + 1);
-    add_states(turn);
-    if ((turn + 1) % p.sources == 0) read_out(turn);
-  }
-  __syncthreads();
-  finish(end - 1);
-}
-
 /// ddbc's B and C columns: a thread sums one of them over the blocks of channels, in their order.
 __global__ void __launch_bounds__(256)
     reduce_columns(Extents x, int blocks, const float* columns, const float* source_columns, float* ddbc) {
@@ -770,32 +346,6 @@ __global__ void __launch_bounds__(256) reduce_parameters(Extents x, int walks, c
 }
 
 template <class T>
-void run_reader(const NativeStream& native, const ScanBackwardArgs& args, const Extents& x, float* source_columns) {
-  ReaderParams<T> p{};
-  p.x = x;
-  p.sources = static_cast<int>(args.sources.size());
-  const int parts = x.slices * p.sources;
-  require(p.sources <= kMaxSources && ReaderShared<T>::bytes(parts) <= kMaxShared,
-          "the selective scan's backward on a GPU has no shared memory for so many states of sources");
-  for (int s = 0; s < p.sources; ++s) p.source[s] = view<T>(args.sources[static_cast<std::size_t>(s)]);
-  p.dbc = args.own.dbc.as<float>();
-  p.gate = pointer<const T>(args.gate), p.z = pointer<const T>(args.z), p.dout = pointer<const T>(args.dout);
-  p.q = pointer<T>(args.q), p.dgate = pointer<T>(args.dgate), p.gated_readout = pointer<T>(args.du);
-  p.source_columns = source_columns;
-  p.tiles_a_block = 16;
-  const dim3 grid(static_cast<unsigned>(blocks_of(x.channels)), static_cast<unsigned>(x.batch),
-                  static_cast<unsigned>(pieces(pieces(x.tokens, kTile), p.tiles_a_block)));
-  launch(reader_kernel<T>, grid, ReaderShared<T>::bytes(parts), native, p);
-}
-
-template <class T>
-void run_segments(const NativeStream& native, const MainParams<T>& p) {
-  const dim3 grid(static_cast<unsigned>(blocks_of(p.x.channels)), static_cast<unsigned>(p.x.batch),
-                  static_cast<unsigned>(p.segments.count - 1));
-  launch(segment_kernel<T>, grid, SegmentShared<T>::bytes(p.readers), native, p);
-}
-
-template <class T>
 void run_main(const NativeStream& native, const MainParams<T>& p) {
   const dim3 grid(static_cast<unsigned>(blocks_of(p.x.channels)), static_cast<unsigned>(p.x.batch),
                   static_cast<unsigned>(p.segments.count));
@@ -811,7 +361,7 @@ void run_main(const NativeStream& native, const MainParams<T>& p) {
 }
 
 /// The extents, with rows that may be copied 16 bytes at a time when every activation of the call allows it.
-Extents extents_of_call(const ScanBackwardArgs& args) {
+Extents call_extents(const ScanBackwardArgs& args) {
   Extents x = extents_of(args.own);
   for (const Tensor& tensor :
        {args.own.u, args.own.dt, args.gate, args.z, args.dout, args.du, args.ddt, args.dz, args.dgate, args.q}) {
@@ -827,7 +377,7 @@ Extents extents_of_call(const ScanBackwardArgs& args) {
 
 template <class T>
 void run(const NativeStream& native, const ScanBackwardArgs& args) {
-  const Extents x = extents_of_call(args);
+  const Extents x = call_extents(args);
   const bool dense = !args.sources.empty();
   const BackwardScratch layout(x.batch, x.tokens, x.channels, x.states, dense);
   float* scratch = args.scratch.as<float>();
@@ -868,11 +418,11 @@ void run(const NativeStream& native, const ScanBackwardArgs& args) {
 }
 
 }  // namespace
-}  // namespace scan
+}  // namespace scan::backward
 
 void selective_scan_backward(Stream& stream, const ScanBackwardArgs& args) {
   if (args.du.numel() == 0) return;
-  with_compute_type(args.du.dtype(), [&](auto element) { scan::run<decltype(element)>(native(stream), args); });
+  with_compute_type(args.du.dtype(), [&](auto element) { scan::backward::run<decltype(element)>(native(stream), args); });
 }
 
 }  // namespace dm::cuda
