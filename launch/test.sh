@@ -55,7 +55,8 @@ if wants clang; then
 fi
 if wants sanitize; then
   build build-sanitize -DDM_SANITIZE=ON -DCMAKE_CXX_FLAGS_RELEASE=-O1  # Compiles in half the time of -O3.
-  ctest --test-dir build-sanitize --output-on-failure --no-tests=error -j "$jobs" -LE slow
+  # Tests of one process: those that start ranks run in the first build.
+  ctest --test-dir build-sanitize --output-on-failure --no-tests=error -j "$jobs" -L cpu
 fi
 if wants cuda; then
   if nvcc=$(PATH=$PATH:/usr/local/cuda/bin command -v nvcc); then
