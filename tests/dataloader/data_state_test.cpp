@@ -14,16 +14,6 @@
 namespace dm {
 namespace {
 
-std::string error_of(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "no Error was thrown";
-  return {};
-}
-
 const DataState kState{8, 2048, 1, 2, 33, 4444, 55, 6, 7};
 
 TEST(DataStateJson, RoundTrips) {

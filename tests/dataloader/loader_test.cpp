@@ -2,7 +2,6 @@
 #include "dataloader/loader.h"
 
 #include <chrono>
-#include <functional>
 #include <thread>
 
 #include <gtest/gtest.h>
@@ -29,16 +28,6 @@ std::vector<std::int32_t> part(const std::vector<std::int32_t>& stream, std::int
   for (std::int64_t i = 0; i < count; ++i)
     tokens.push_back(stream[static_cast<std::size_t>(begin + i) % stream.size()]);  // epoch after epoch
   return tokens;
-}
-
-std::string error_of(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "no Error was thrown";
-  return {};
 }
 
 class Loading : public testing::Test {

@@ -1,16 +1,19 @@
-// Small data for the tests: random documents, JSON lines, zstd files of many shapes.
+// Small data for the tests: random documents, JSON lines, zstd files of many shapes; and the errors made of them.
 #pragma once
 
 #include <zstd.h>
 
 #include <filesystem>
+#include <functional>
 #include <random>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include "runtime/error.h"
 #include "tests/testing/temporary_directory.h"
 
 namespace dm {
@@ -78,6 +81,17 @@ inline std::filesystem::path put_file(const std::filesystem::path& directory, co
   const std::filesystem::path path = directory / name;
   write_bytes(path, std::string(bytes));
   return path;
+}
+
+/// The message of the Error that `work` throws; it must throw one.
+inline std::string error_of(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  ADD_FAILURE() << "no Error was thrown";
+  return {};
 }
 
 }  // namespace dm

@@ -31,17 +31,6 @@ std::vector<std::string> texts_of(const std::vector<Document>& documents) {
   return texts;
 }
 
-/// The message of the Error that `work` throws.
-std::string error_of(const std::function<void()>& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "no Error was thrown";
-  return {};
-}
-
 class Source : public testing::Test {
  protected:
   std::filesystem::path put(const std::string& name, std::string_view bytes) {

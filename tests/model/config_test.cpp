@@ -10,19 +10,10 @@
 
 #include "kernels/selective_scan.h"
 #include "runtime/error.h"
+#include "tests/model/model_rank.h"
 
 namespace dm {
 namespace {
-
-ModelConfig sized(std::int64_t layers, std::int64_t d_model, std::int64_t dense_depth) {
-  ModelConfig config;
-  config.layers = layers;
-  config.d_model = d_model;
-  config.dense_depth = dense_depth;
-  config.vocabulary = 50280;
-  config.resolve();
-  return config;
-}
 
 /// The error of `resolve` after `change`.
 template <class Change>

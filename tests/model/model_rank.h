@@ -34,6 +34,17 @@ inline ModelConfig small_config(std::int64_t dense_depth, std::int64_t layers = 
   return config;
 }
 
+/// A model of that shape with the vocabulary of the public Mamba checkpoints.
+inline ModelConfig sized(std::int64_t layers, std::int64_t d_model, std::int64_t dense_depth) {
+  ModelConfig config;
+  config.layers = layers;
+  config.d_model = d_model;
+  config.dense_depth = dense_depth;
+  config.vocabulary = 50280;
+  config.resolve();
+  return config;
+}
+
 /// The model's parameters with first values under which every path of the model counts and every gradient is of a size to
 /// be measured: projections that keep the size of what they project, time steps about one, open gates, skips that differ.
 inline std::vector<ParameterSpec> open_specs(const ModelConfig& config) {

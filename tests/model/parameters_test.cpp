@@ -17,16 +17,6 @@
 namespace dm {
 namespace {
 
-ModelConfig sized(std::int64_t layers, std::int64_t d_model, std::int64_t dense_depth) {
-  ModelConfig config;
-  config.layers = layers;
-  config.d_model = d_model;
-  config.dense_depth = dense_depth;
-  config.vocabulary = 50280;
-  config.resolve();
-  return config;
-}
-
 TEST(ParameterSpecs, AreThoseOfAPublicMambaCheckpoint) {
   std::map<std::string, Shape> expected{{"backbone.embedding.weight", {50304, 768}}, {"backbone.norm_f.weight", {768}}};
   for (int layer = 0; layer < 24; ++layer) {
