@@ -19,19 +19,18 @@ void add_rmsnorm_forward(Stream& stream, const Tensor& residual, const Tensor& u
   dispatch(stream, "add_rmsnorm_forward", DM_TWINS(add_rmsnorm_forward), residual, update, weight, residual_out, out, rstd);
 }
 
-void rmsnorm_backward(Stream& stream, const Tensor& dout, const Tensor& residual, const Tensor& rstd, const Tensor& weight,
+void rmsnorm_backward(Stream& stream, const Tensor& dout, const Tensor& x, const Tensor& rstd, const Tensor& weight,
                       const Tensor& dresidual, const Tensor& dupdate, const Tensor& dweight) {
   const ArgumentCheck check(stream, "rmsnorm_backward");
   check.tensor("weight", weight, Shape{weight.numel()}, DType::f32);
-  const std::int64_t columns = weight.numel(), rows = residual.rows();
-  check.rows("residual", residual, rows, columns, DType::f32);
+  const std::int64_t columns = weight.numel(), rows = x.rows();
+  check.compute_rows("x", x, rows, columns);
   check.compute_rows("dout", dout, rows, columns);
   check.elements("rstd", rstd, rows, DType::f32);
   check.rows("dresidual", dresidual, rows, columns, DType::f32);
   if (dupdate) check.compute_rows("dupdate", dupdate, rows, columns);
   check.tensor("dweight", dweight, weight.shape(), DType::f32);
-  dispatch(stream, "rmsnorm_backward", DM_TWINS(rmsnorm_backward), dout, residual, rstd, weight, dresidual, dupdate,
-           dweight);
+  dispatch(stream, "rmsnorm_backward", DM_TWINS(rmsnorm_backward), dout, x, rstd, weight, dresidual, dupdate, dweight);
 }
 
 }  // namespace dm

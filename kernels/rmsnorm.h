@@ -19,16 +19,18 @@ using AddRmsNormForwardOp = void(Stream& stream, const Tensor& residual, const T
                                  const Tensor& residual_out, const Tensor& out, const Tensor& rstd);
 AddRmsNormForwardOp add_rmsnorm_forward;
 
-/// With x̂ = residual · rstd:  dresidual += rstd · (dout ⊙ weight − x̂ · mean(dout ⊙ weight ⊙ x̂));
-/// dweight += Σ_rows dout ⊙ x̂.
+/// With x̂ = x / weight (0 where weight is 0 or denormal):
+/// dresidual += rstd · (dout ⊙ weight − x̂ · mean(dout ⊙ x));  dweight += Σ_rows dout ⊙ x̂.
 ///
 /// dupdate = dresidual after that: the cotangent of the update, in the compute dtype.
 ///
-/// dout [.., C]; residual [.., C] f32 (what the forward normalised, its residual_out); rstd [rows] f32; weight [C];
-/// dresidual [.., C] f32 and dweight [C] f32, both accumulated. dupdate
-/// [.., C] compute dtype, may be absent. Rows are summed in a fixed order: same bits every run.
-using RmsNormBackwardOp = void(Stream& stream, const Tensor& dout, const Tensor& residual, const Tensor& rstd,
-                               const Tensor& weight, const Tensor& dresidual, const Tensor& dupdate, const Tensor& dweight);
+/// dout [.., C]; x [.., C] (the forward's out: what was normalised need not be kept); rstd [rows] f32; weight [C];
+/// dresidual [.., C] f32 and dweight [C] f32, both accumulated; dupdate [.., C] may be absent. dout, x and dupdate are of
+/// the compute dtype. x̂ carries the rounding of x, in bf16 2⁻⁹ of it at most. A weight of exactly zero gets no gradient,
+/// for its x tells nothing of x̂. dupdate may be dout or x: a row is read before it is written. Rows are summed in a fixed
+/// order: same bits every run.
+using RmsNormBackwardOp = void(Stream& stream, const Tensor& dout, const Tensor& x, const Tensor& rstd, const Tensor& weight,
+                               const Tensor& dresidual, const Tensor& dupdate, const Tensor& dweight);
 RmsNormBackwardOp rmsnorm_backward;
 
 namespace cpu {

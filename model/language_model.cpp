@@ -77,21 +77,22 @@ void LanguageModel::backward(Stream& stream, Arena& arena, const Tensor& tokens,
                              DenseHistory& history, const BlockHooks& hooks) const {
   const Arena::Scope scope(arena);
   const bool rounds = compute_ != DType::f32;  // a layer's dout is the residual stream's cotangent in the compute dtype
-  const Tensor dresidual = rounds ? arena.allocate(top.residual.shape(), DType::f32, "backward scratch") : top.x;
+  const Tensor dresidual = top.residual;       // its values are spent
   const Tensor dupdate = rounds ? top.x : Tensor(), dout = rounds ? dupdate : dresidual, dx = dtop;
   const auto gradient_done = [&](int block) {
     if (hooks.gradient_done) hooks.gradient_done(block);
   };
 
   fill(stream, dresidual, 0.0f);
-  rmsnorm_backward(stream, dtop, top.residual, top.rstd, final_norm_.value, dresidual, dupdate, final_norm_.gradient);
+  rmsnorm_backward(stream, dtop, top.x, top.rstd, final_norm_.value, dresidual, dupdate, final_norm_.gradient);
   for (std::int64_t layer = config_.layers - 1; layer >= 0; --layer) {
     restore(stream, layer, history);
     const DenseHistory::Kept& kept = history.kept(layer);
     mixers_[static_cast<std::size_t>(layer)].backward(stream, arena, dout, history.projected(layer), history.mixed(layer),
                                                       kept.chunk_states, history.sources(layer), history.readers(layer),
                                                       history.q(layer), dx);
-    rmsnorm_backward(stream, dx, kept.residual, kept.rstd, norm(layer).value, dresidual, dupdate, norm(layer).gradient);
+    rmsnorm_backward(stream, dx, history.projected(layer).x, kept.rstd, norm(layer).value, dresidual, dupdate,
+                     norm(layer).gradient);
     gradient_done(static_cast<int>(layer) + 1);
   }
   vocabulary_.embed_backward(stream, tokens, dresidual);

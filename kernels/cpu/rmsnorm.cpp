@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "kernels/cpu/loops.h"
 
@@ -30,20 +31,22 @@ void add_rmsnorm_forward(Stream&, const Tensor& residual, const Tensor& update, 
   }
 }
 
-void rmsnorm_backward(Stream&, const Tensor& dout, const Tensor& residual, const Tensor& rstd, const Tensor& weight,
+void rmsnorm_backward(Stream&, const Tensor& dout, const Tensor& x, const Tensor& rstd, const Tensor& weight,
                       const Tensor& dresidual, const Tensor& dupdate, const Tensor& dweight) {
+  constexpr float kSmallest = std::numeric_limits<float>::min();
   const std::int64_t columns = weight.numel();
   const float* w = weight.as<float>();
   float* dw = dweight.as<float>();
-  for (std::int64_t row = 0; row < residual.rows(); ++row) {
+  for (std::int64_t row = 0; row < x.rows(); ++row) {
     const float* dy = dout.as<float>() + row * columns;
-    const float* x = residual.as<float>() + row * columns;
+    const float* y = x.as<float>() + row * columns;
     float* dx = dresidual.as<float>() + row * columns;
     const float scale = rstd.as<float>()[row];
-    const float dot = lane_sum<float, 32>(columns, [=](std::int64_t c) { return dy[c] * w[c] * x[c]; });
-    const float mean = dot * scale / static_cast<float>(columns);  // of dout ⊙ weight ⊙ x̂
+    const float mean =
+        lane_sum<float, 32>(columns, [=](std::int64_t c) { return dy[c] * y[c]; }) / static_cast<float>(columns);
     for (std::int64_t c = 0; c < columns; ++c) {
-      const float normed = x[c] * scale;
+      const bool divides = std::abs(w[c]) >= kSmallest;
+      const float normed = (divides ? y[c] : 0.0f) / (divides ? w[c] : 1.0f);
       dx[c] += scale * (dy[c] * w[c] - normed * mean);
       dw[c] += dy[c] * normed;
     }

@@ -1,7 +1,7 @@
 // RMSNorm on the GPU: a block walks rows, a thread owns the same eight columns of each, so weight and its gradient stay in
 // registers.
 //
-// Bytes a token (C columns, bf16): forward 4C residual in + 2C update in + 4C residual out + 2C out; backward 2C + 4C in, 4C
+// Bytes a token (C columns, bf16): forward 4C residual in + 2C update in + 4C residual out + 2C out; backward 2C + 2C in, 4C
 // in and out, 2C copy out. Both are bound by memory: rows are many more than blocks, and several blocks a multiprocessor
 // hide the one block-wide sum a row. Widths that are no multiple of 8, or above 8192, take the strided kernels, which read a
 // row twice.
@@ -11,6 +11,7 @@
 #include "kernels/rmsnorm.h"
 
 #include <algorithm>
+#include <cfloat>
 
 #include "kernels/cuda/reduction.cuh"
 
@@ -82,9 +83,16 @@ __global__ void __launch_bounds__(kStridedThreads)
   }
 }
 
+/// 1 / weight with a relative error below 2^-22, or 0 where weight is zero or denormal.
+__device__ inline float inverse(float weight) {
+  return fabsf(weight) < FLT_MIN ? 0.0f : __fdividef(1.0f, weight);
+}
+
+/// Σ dout ⊙ x̂ over the rows is Σ dout ⊙ x, divided by the weight once. dupdate may be dout or x: every element is written by
+/// the thread that read it.
 template <class T>
 __global__ void __launch_bounds__(kMaxThreads)
-    backward(const T* dout, const float* residual, const float* rstd, const float* weight, float* dresidual, T* dupdate,
+    backward(const T* dout, const T* normed, const float* rstd, const float* weight, float* dresidual, T* dupdate,
              float* partials, std::int64_t rows, int C) {
   __shared__ float sums[2][32];
   const int column = threadIdx.x * kVector;
@@ -97,32 +105,34 @@ __global__ void __launch_bounds__(kMaxThreads)
     const float scale = rstd[row];
     float x[kVector] = {}, dy[kVector] = {}, d[kVector] = {};
     if (active) {
-      load8(residual + at, x);
+      load8(normed + at, x);
       load8(dout + at, dy);
       load8(dresidual + at, d);
     }
     float dot = 0;
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
-      x[i] *= scale;
-      dweight[i] += dy[i] * x[i];
-      dy[i] *= w[i];
-      dot += dy[i] * x[i];
+      const float product = dy[i] * x[i];
+      dweight[i] += product;
+      dot += product;
     }
     const float mean = block_sum(dot, sums[turn]) / static_cast<float>(C);
     if (!active) continue;
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) d[i] += scale * (dy[i] - x[i] * mean);
+    for (int i = 0; i < kVector; ++i) d[i] += scale * (dy[i] * w[i] - x[i] * inverse(w[i]) * mean);
     store8(dresidual + at, d);
     if (dupdate) store8(dupdate + at, d);
   }
-  if (active) store8(partials + static_cast<std::int64_t>(blockIdx.x) * C + column, dweight);
+  if (!active) return;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) dweight[i] *= inverse(w[i]);
+  store8(partials + static_cast<std::int64_t>(blockIdx.x) * C + column, dweight);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kStridedThreads)
-    backward_strided(const T* dout, const float* residual, const float* rstd, const float* weight, float* dresidual,
-                     T* dupdate, float* partials, std::int64_t rows, int C) {
+    backward_strided(const T* dout, const T* normed, const float* rstd, const float* weight, float* dresidual, T* dupdate,
+                     float* partials, std::int64_t rows, int C) {
   __shared__ float sums[2][32];
   float* partial = partials + static_cast<std::int64_t>(blockIdx.x) * C;
   for (int c = threadIdx.x; c < C; c += kStridedThreads) partial[c] = 0;
@@ -131,14 +141,16 @@ __global__ void __launch_bounds__(kStridedThreads)
     const std::int64_t begin = row * C;
     const float scale = rstd[row];
     float dot = 0;
+#pragma unroll 1
     for (int c = threadIdx.x; c < C; c += kStridedThreads) {
-      const float x = residual[begin + c] * scale, dy = to_float(dout[begin + c]);
-      partial[c] += dy * x;
-      dot += dy * weight[c] * x;
+      const float product = to_float(dout[begin + c]) * to_float(normed[begin + c]);
+      partial[c] += product * inverse(weight[c]);
+      dot += product;
     }
     const float mean = block_sum(dot, sums[turn]) / static_cast<float>(C);
+#pragma unroll 1
     for (int c = threadIdx.x; c < C; c += kStridedThreads) {
-      const float x = residual[begin + c] * scale;
+      const float x = to_float(normed[begin + c]) * inverse(weight[c]);
       const float d = dresidual[begin + c] + scale * (to_float(dout[begin + c]) * weight[c] - x * mean);
       dresidual[begin + c] = d;
       if (dupdate) dupdate[begin + c] = from_float<T>(d);
@@ -181,18 +193,18 @@ void add_rmsnorm_forward(Stream& stream, const Tensor& residual, const Tensor& u
   });
 }
 
-void rmsnorm_backward(Stream& stream, const Tensor& dout, const Tensor& residual, const Tensor& rstd, const Tensor& weight,
+void rmsnorm_backward(Stream& stream, const Tensor& dout, const Tensor& x, const Tensor& rstd, const Tensor& weight,
                       const Tensor& dresidual, const Tensor& dupdate, const Tensor& dweight) {
   const NativeStream& native = cuda::native(stream);
-  const std::int64_t rows = residual.rows();
-  const int C = static_cast<int>(residual.size(-1));
+  const std::int64_t rows = x.rows();
+  const int C = static_cast<int>(x.size(-1));
   if (rows == 0 || C == 0) return;
   with_compute_type(dout.dtype(), [&](auto element) {
     using T = decltype(element);
     T* copy = dupdate ? pointer<T>(dupdate) : nullptr;
     const int vector = vector_threads(C);
     const bool wide =
-        vector > 0 && aligned<16>(pointer<T>(dout), residual.as<float>(), weight.as<float>(), dresidual.as<float>(), copy);
+        vector > 0 && aligned<16>(pointer<T>(dout), pointer<T>(x), weight.as<float>(), dresidual.as<float>(), copy);
     const int threads = wide ? vector : kStridedThreads;
     int blocks = blocks_for(native, rows, threads);
     const auto room = static_cast<int>(native.workspace_bytes / (sizeof(float) * static_cast<std::size_t>(C)));
@@ -200,7 +212,7 @@ void rmsnorm_backward(Stream& stream, const Tensor& dout, const Tensor& residual
     blocks = std::min(blocks, room);
     auto* partials = static_cast<float*>(native.workspace);
     const auto kernel = wide ? backward<T> : backward_strided<T>;
-    kernel<<<blocks, threads, 0, native.stream>>>(pointer<const T>(dout), residual.as<float>(), rstd.as<float>(),
+    kernel<<<blocks, threads, 0, native.stream>>>(pointer<const T>(dout), pointer<const T>(x), rstd.as<float>(),
                                                   weight.as<float>(), dresidual.as<float>(), copy, partials, rows, C);
     CUDA_CHECK(cudaGetLastError());
     add_rows(native, partials, blocks, C, dweight.as<float>(), C, nullptr);

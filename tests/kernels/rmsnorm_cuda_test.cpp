@@ -72,18 +72,60 @@ TEST_F(RmsNormCuda, Backward) {
       for (const Case& at : kCases) {
         set_offset(at.offset);
         const Shape shape{at.rows, at.C};
-        Twin &dout = random("dout", shape, dtype), &residual = random("residual", shape), &weight = random("weight", {at.C});
+        Twin &dout = random("dout", shape, dtype), &x = random("x", shape, dtype);
+        Twin& weight = random("weight", {at.C}, DType::f32, 0.1f, 1.0f);
         Twin& rstd = random("rstd", {at.rows}, DType::f32, 0.1f, 1.0f);
         Twin &dresidual = random("dresidual", shape), &dweight = random("dweight", {at.C});
         Twin& dupdate = overwritten(shape, dtype);
         compare(
             [&](Stream& stream, Side on) {
-              rmsnorm_backward(stream, on(dout), on(residual), on(rstd), on(weight), on(dresidual),
+              rmsnorm_backward(stream, on(dout), on(x), on(rstd), on(weight), on(dresidual),
                                with_copy ? on(dupdate) : Tensor(), on(dweight));
             },
             {dresidual, dupdate, dweight}, name_of(at, dtype));
         clear();
       }
+    }
+  }
+}
+
+TEST_F(RmsNormCuda, BackwardWritesOverWhatItRead) {
+  for (const DType dtype : oracle::kComputeTypes) {
+    for (const bool over_x : {true, false}) {
+      for (const Case& at : kCases) {
+        set_offset(at.offset);
+        const Shape shape{at.rows, at.C};
+        Twin &dout = random("dout", shape, dtype), &x = random("x", shape, dtype), &dresidual = random("dresidual", shape);
+        Twin &weight = random("weight", {at.C}, DType::f32, 0.1f, 1.0f), &dweight = random("dweight", {at.C});
+        Twin &rstd = random("rstd", {at.rows}, DType::f32, 0.1f, 1.0f), &dupdate = over_x ? x : dout;
+        compare(
+            [&](Stream& stream, Side on) {
+              rmsnorm_backward(stream, on(dout), on(x), on(rstd), on(weight), on(dresidual), on(dupdate), on(dweight));
+            },
+            {dresidual, dupdate, dweight}, name_of(at, dtype));
+        clear();
+      }
+    }
+  }
+}
+
+TEST_F(RmsNormCuda, AWeightOfZeroDividesNothing) {
+  for (const DType dtype : oracle::kComputeTypes) {
+    for (const Case& at : kCases) {
+      set_offset(at.offset);
+      const Shape shape{at.rows, at.C};
+      std::vector<float> weights(static_cast<std::size_t>(at.C)), values(static_cast<std::size_t>(shape.numel()));
+      for (std::size_t c = 0; c < weights.size(); ++c) weights[c] = c % 3 == 0 ? 0.0f : c % 3 == 1 ? 1e-40f : -0.5f;
+      for (std::size_t i = 0; i < values.size(); ++i) values[i] = weights[i % weights.size()];
+      Twin &dout = random("dout", shape, dtype), &x = of(shape, values, dtype), &weight = of({at.C}, weights);
+      Twin& rstd = random("rstd", {at.rows}, DType::f32, 0.1f, 1.0f);
+      Twin &dresidual = random("dresidual", shape), &dweight = random("dweight", {at.C});
+      compare(
+          [&](Stream& stream, Side on) {
+            rmsnorm_backward(stream, on(dout), on(x), on(rstd), on(weight), on(dresidual), Tensor(), on(dweight));
+          },
+          {dresidual, dweight}, name_of(at, dtype));
+      clear();
     }
   }
 }

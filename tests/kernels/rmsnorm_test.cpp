@@ -106,17 +106,54 @@ TEST_F(RmsNorm, BackwardIsTheGradient) {
     Overwritten out(shape), rstd({3}), dupdate(shape);
     add_rmsnorm_forward(stream, residual.tensor(), Tensor(), weight.tensor(), residual.tensor(), out.tensor(),
                         rstd.tensor());
-    rmsnorm_backward(stream, dout.tensor(), residual.tensor(), rstd.tensor(), weight.tensor(), dresidual.tensor(),
+    rmsnorm_backward(stream, dout.tensor(), out.tensor(), rstd.tensor(), weight.tensor(), dresidual.tensor(),
                      dupdate.tensor(), dweight.tensor());
     EXPECT_CLOSE(dresidual, expected_dx, 1e-6) << columns;
     EXPECT_TRUE(oracle::same_bits(dupdate.values(), dresidual.values()));
     EXPECT_CLOSE(dweight, expected_dw, 1e-6) << columns;
 
     Random dresidual_again("dresidual", shape), dweight_again("dweight", {columns});
-    rmsnorm_backward(stream, dout.tensor(), residual.tensor(), rstd.tensor(), weight.tensor(), dresidual_again.tensor(),
-                     Tensor(), dweight_again.tensor());
+    rmsnorm_backward(stream, dout.tensor(), out.tensor(), rstd.tensor(), weight.tensor(), dresidual_again.tensor(), Tensor(),
+                     dweight_again.tensor());
     EXPECT_TRUE(oracle::same_bits(dresidual.values(), dresidual_again.values()));
     EXPECT_TRUE(oracle::same_bits(dweight.values(), dweight_again.values()));
+  }
+}
+
+TEST_F(RmsNorm, BackwardMayWriteItsCopyOverWhatItRead) {
+  const Shape shape{3, 37};
+  Random weight("weight", {37}, 0.5f, 1.0f), rstd("rstd", {3}, 0.1f, 1.0f);
+  Random sum("dresidual", shape), dweight("dweight", {37});
+  Random dout("dout", shape), x("x", shape);
+  Overwritten copy(shape);
+  rmsnorm_backward(stream, dout.tensor(), x.tensor(), rstd.tensor(), weight.tensor(), sum.tensor(), copy.tensor(),
+                   dweight.tensor());
+  for (const bool over_x : {true, false}) {
+    Random again("dresidual", shape), dweight_again("dweight", {37}), dout_again("dout", shape), x_again("x", shape);
+    Random& overwritten = over_x ? x_again : dout_again;
+    rmsnorm_backward(stream, dout_again.tensor(), x_again.tensor(), rstd.tensor(), weight.tensor(), again.tensor(),
+                     overwritten.tensor(), dweight_again.tensor());
+    EXPECT_TRUE(oracle::same_bits(again.values(), sum.values()));
+    EXPECT_TRUE(oracle::same_bits(overwritten.values(), copy.values()));
+    EXPECT_TRUE(oracle::same_bits(dweight_again.values(), dweight.values()));
+  }
+}
+
+TEST_F(RmsNorm, AWeightOfZeroGetsNoGradientAndPassesNoneOn) {
+  const Shape shape{2, 4};
+  Random dout("dout", shape), x("x", shape), rstd("rstd", {2}, 0.1f, 1.0f), dweight("dweight", {4});
+  const std::vector<double> before = dweight.as_double();
+  Guarded<float> weight({4}, 1.0f), dresidual(shape, 0.0f);
+  for (const int column : {1, 2}) {
+    weight[column] = column == 1 ? 0.0f : -1e-40f;
+    x[column] = x[4 + column] = 0.0f;
+  }
+  rmsnorm_backward(stream, dout.tensor(), x.tensor(), rstd.tensor(), weight.tensor(), dresidual.tensor(), Tensor(),
+                   dweight.tensor());
+  for (int column = 0; column < 4; ++column) {
+    const bool zero = column == 1 || column == 2;
+    EXPECT_EQ(static_cast<double>(dweight[column]) == before[static_cast<std::size_t>(column)], zero) << column;
+    EXPECT_EQ(std::abs(dresidual[column]) < 1e-30f, zero) << column;
   }
 }
 
@@ -133,12 +170,18 @@ TEST_F(RmsNorm, NamesTheWrongTensor) {
             }),
             "add_rmsnorm_forward: update is float32 [2, 8], expected float32 [3 rows, 8]");
   EXPECT_EQ(error_of([&] {
+              rmsnorm_backward(stream, y.tensor(), x.tensor().slice(0, 2), rstd.tensor(), weight.tensor(), y.tensor(),
+                               Tensor(), weight.tensor());
+            }),
+            "rmsnorm_backward: dout is float32 [3, 8], expected float32 [2 rows, 8]");
+  EXPECT_EQ(error_of([&] {
               rmsnorm_backward(stream, y.tensor(), x.tensor(), rstd.tensor().slice(0, 2), weight.tensor(), y.tensor(),
                                Tensor(), weight.tensor());
             }),
             "rmsnorm_backward: rstd is float32 [2], expected float32 of 3 elements");
   EXPECT_EQ(error_of([&] {
-              rmsnorm_backward(stream, y.tensor(), x.tensor(), rstd.tensor(), weight.tensor(), y.tensor(), Tensor(), Tensor());
+              rmsnorm_backward(stream, y.tensor(), x.tensor(), rstd.tensor(), weight.tensor(), y.tensor(), Tensor(),
+                               Tensor());
             }),
             "rmsnorm_backward: dweight is absent, expected float32 [8]");
 }
