@@ -83,9 +83,9 @@ __global__ void __launch_bounds__(kStridedThreads)
   }
 }
 
-/// 1 / weight with a relative error below 2^-22, or 0 where weight is zero or denormal.
+/// 1 / weight, or 0 where that is zero or denormal.
 __device__ inline float inverse(float weight) {
-  return fabsf(weight) < FLT_MIN ? 0.0f : __fdividef(1.0f, weight);
+  return fabsf(weight) < FLT_MIN ? 0.0f : reciprocal(weight);
 }
 
 /// Σ dout ⊙ x̂ over the rows is Σ dout ⊙ x, divided by the weight once. dupdate may be dout or x: every element is written by

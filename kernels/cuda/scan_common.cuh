@@ -11,28 +11,13 @@
 namespace dm::cuda::scan {
 
 inline constexpr int kThreads = 128;
-inline constexpr float kLog2e = 1.4426950408889634f;
 inline constexpr float kLn2 = 0.6931471805599453f;
 
-/// Relative error below 2^-22; no denormals.
-__device__ inline float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 /// Absolute error below 2^-22 near 1, relative below 2^-22 elsewhere.
 __device__ inline float log2_fast(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-__device__ inline float reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ inline float sigmoid(float x) {
-  return reciprocal(1.0f + exp2_fast(-x * kLog2e));
 }
 
 /// softplus(x) and sigmoid(x) = softplus'(x), which share an exponential. Relative error below 2e-6: below e = 1/8, where
