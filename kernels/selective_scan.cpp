@@ -113,6 +113,7 @@ void selective_scan_backward(Stream& stream, const ScanBackwardArgs& args) {
     check.tensor("dgate", args.dgate, extents.activations(), extents.compute);
     check.tensor("q", args.q, extents.activations(), extents.compute);
   }
+  if (args.out) check.tensor("out", args.out, extents.activations(), extents.compute);
   check.tensor("dA_log", args.dA_log, Shape{extents.D, extents.N}, DType::f32);
   check.tensor("dskip", args.dskip, Shape{extents.D}, DType::f32);
   check.tensor("ddt_bias", args.ddt_bias, Shape{extents.D}, DType::f32);

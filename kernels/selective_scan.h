@@ -71,7 +71,7 @@ struct ScanReader {
   Tensor dbc;  ///< [B, T, R+2N] f32 of the reader; its C columns are read.
 };
 
-/// Bars are cotangents; `dout` is out's.
+/// Bars are cotangents; `dout` is out's. out itself comes back as y ⊙ silu(z), so that nobody need keep it from forward.
 ///   ȳ = dout ⊙ silu(z);  dz = dout ⊙ y ⊙ silu'(z);  dskip += Σ ȳ ⊙ u;  dgate = ȳ ⊙ r ⊙ silu'(gate);  q = ȳ ⊙ silu(gate)
 ///   C̄_t = Σ_d (ȳ_t h_t + q_t Σ_s h^s_t)
 ///   λ_t = ȳ_t ⊗ C_t + Σ_readers q^k_t ⊗ C^k_t + exp(Δ_{t+1} A) ⊙ λ_{t+1}
@@ -94,6 +94,7 @@ struct ScanBackwardArgs {
   Tensor dz;        ///< [B, T, D], overwritten; may alias z.
   Tensor dgate;     ///< [B, T, D], overwritten; present exactly when there are sources; may alias gate.
   Tensor q;         ///< [B, T, D], overwritten; present exactly when there are sources.
+  Tensor out;       ///< [B, T, D], overwritten: forward's out again, up to rounding; may be absent, may alias dout, not z.
   Tensor dA_log;    ///< [D, N] f32, accumulated.
   Tensor dskip;     ///< [D] f32, accumulated.
   Tensor ddt_bias;  ///< [D] f32, accumulated.

@@ -68,6 +68,7 @@ struct Workspace {
   Plane u, dy;                   ///< u, ȳ
   Plane gate, q;                 ///< silu(gate), ȳ silu(gate)
   Plane dz, dgate;               ///< dz and dgate but for their factors y and r
+  Plane gating;                  ///< silu(z)
   Plane readout, dense_readout;  ///< e, r
   Plane dinput, dexponent;       ///< Σ_n λ B, Σ_n λ exp(ΔA) h_{t−1} rate
   Drive drive;
@@ -139,7 +140,8 @@ void BlockBackward::load(const ScanBackwardArgs& args, Workspace& w) const {
   for (int t = 0; t < tile_.tokens; ++t) {
     const FloatLanes z = w.dz.at[t], dout = w.dy.at[t];
     w.dz.at[t] = dout * silu_derivative(z);
-    w.dy.at[t] = dout * silu(z);
+    w.gating.at[t] = silu(z);
+    w.dy.at[t] = dout * w.gating.at[t];
   }
   for (std::size_t k = 0; k < args.readers.size(); ++k) w.reader_q[k].load(args.readers[k].q, tile_);
   for (Plane* sum : {&w.readout, &w.dense_readout, &w.dinput, &w.dexponent}) sum->clear(tile_);
@@ -234,8 +236,12 @@ void BlockBackward::write(const ScanBackwardArgs& args, Workspace& w) {
     w.dgate.store(args.dgate, tile_);
     w.q.store(args.q, tile_);
   }
-  for (int t = 0; t < tile_.tokens; ++t) w.dz.at[t] *= w.readout.at[t];
+  for (int t = 0; t < tile_.tokens; ++t) {
+    w.dz.at[t] *= w.readout.at[t];
+    w.gating.at[t] *= w.readout.at[t];
+  }
   w.dz.store(args.dz, tile_);
+  if (args.out) w.gating.store(args.out, tile_);
 }
 
 void BlockBackward::finish(const ScanBackwardArgs& args) const {

@@ -27,6 +27,7 @@ struct MainParams {
   T* du;
   T* ddt;
   T* dz;
+  T* out;          ///< May be null; may be dout.
   float* columns;  ///< The parts of scratch (scan_layout.h).
   float* rates;
   float* vectors;

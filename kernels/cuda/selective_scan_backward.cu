@@ -27,6 +27,7 @@ struct alignas(16) MainShared {
   float dy[kTile][kChannels];
   float slope[kTile][kChannels];      // softplus'
   float dz_factor[kTile][kChannels];  // dout ⊙ silu'(z)
+  float gating[kTile][kChannels];     // silu(z)
   float readout[kTile][kSumRow];
   float sums[kTile][2][kSumRow];  // Σ_n λ B, Σ_n λ exp(ΔA) h A log2(e)
   float columns[kTile][kWarps][2 * kStates];
@@ -103,7 +104,7 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
   const auto prepare = [&](int tile) {
     const typename Shared::Stage& stage = s.stage[tile & 1];
     const bool inside = tile * kTile + row < x.tokens;
-    float u[4], dt[4], z[4], dout[4], bias[4], dy[4], slope[4], dz_factor[4];
+    float u[4], dt[4], z[4], dout[4], bias[4], dy[4], slope[4], dz_factor[4], gating[4];
     load4(&stage.u[row][quad], u);
     load4(&stage.dt[row][quad], dt);
     load4(&stage.z[row][quad], z);
@@ -115,7 +116,8 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
       const float delta = inside ? softplus.value : 0.0f, gate = sigmoid(z[i]);
       slope[i] = softplus.slope;
       dt[i] = delta;
-      dy[i] = dout[i] * (z[i] * gate);
+      gating[i] = z[i] * gate;
+      dy[i] = dout[i] * gating[i];
       dz_factor[i] = dout[i] * (gate * (1.0f + z[i] * (1.0f - gate)));
     }
     float4* drive = reinterpret_cast<float4*>(&s.drive[row][quad]);
@@ -124,6 +126,7 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
     store4(&s.dy[row][quad], dy);
     store4(&s.slope[row][quad], slope);
     store4(&s.dz_factor[row][quad], dz_factor);
+    if (p.out) store4(&s.gating[row][quad], gating);
   };
 
   // Everything elementwise that needs the tile's sums over states, and the block's part of B̄ and C̄.
@@ -162,11 +165,12 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
       }
       if (p.slice < x.slices - 1) return;
     }
-    float u[4], dy[4], slope[4], dz_factor[4], skip[4], dskip[4], dbias[4], gated[4] = {}, du[4];
+    float u[4], dy[4], slope[4], dz_factor[4], gating[4] = {}, skip[4], dskip[4], dbias[4], gated[4] = {}, du[4];
     load4(&stage.u[row][quad], u);
     load4(&s.dy[row][quad], dy);
     load4(&s.slope[row][quad], slope);
     load4(&s.dz_factor[row][quad], dz_factor);
+    if (p.out) load4(&s.gating[row][quad], gating);
     load4(&s.skip[quad], skip);
     load4(&s.dskip[row][quad], dskip);
     load4(&s.dbias[row][quad], dbias);
@@ -177,7 +181,8 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
       dbias[i] += ddt;
       dskip[i] += dy[i] * u[i];
       du[i] = skip[i] * dy[i] + s.drive[row][quad + i].x * dinput[i];
-      dz_factor[i] *= readout[i] + gated[i] + skip[i] * u[i];
+      const float y = readout[i] + gated[i] + skip[i] * u[i];
+      dz_factor[i] *= y, gating[i] *= y;
       slope[i] = ddt;
     }
     store4(&s.dskip[row][quad], dskip);
@@ -185,6 +190,7 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
     store_row(p.du + at, channel, x, du);
     store_row(p.ddt + at, channel, x, slope);
     store_row(p.dz + at, channel, x, dz_factor);
+    if (p.out) store_row(p.out + at, channel, x, gating);
   };
 
   const auto sweep = [&](int tile) {
@@ -364,7 +370,7 @@ void run_main(const NativeStream& native, const MainParams<T>& p) {
 Extents call_extents(const ScanBackwardArgs& args) {
   Extents x = extents_of(args.own);
   for (const Tensor& tensor :
-       {args.own.u, args.own.dt, args.gate, args.z, args.dout, args.du, args.ddt, args.dz, args.dgate, args.q}) {
+       {args.own.u, args.own.dt, args.gate, args.z, args.dout, args.du, args.ddt, args.dz, args.dgate, args.q, args.out}) {
     require_alignment(x, tensor);
   }
   for (const ScanRecurrence& source : args.sources) {
@@ -394,6 +400,7 @@ void run(const NativeStream& native, const ScanBackwardArgs& args) {
   p.skip = args.skip.as<float>(), p.z = pointer<const T>(args.z), p.dout = pointer<const T>(args.dout);
   p.gated_readout = dense ? pointer<const T>(args.du) : nullptr;
   p.du = pointer<T>(args.du), p.ddt = pointer<T>(args.ddt), p.dz = pointer<T>(args.dz);
+  p.out = args.out ? pointer<T>(args.out) : nullptr;
   p.columns = scratch + layout.columns, p.rates = scratch + layout.rates, p.vectors = scratch + layout.vectors;
   p.planes = scratch + layout.planes;
   const std::int64_t tiles = pieces(x.tokens, kTile);

@@ -21,14 +21,15 @@ namespace {
 struct Case {
   std::int64_t B, T, D, N, R;
   int sources, readers;
-  bool in_place = false;  ///< dz is z, dgate is gate, out is z.
+  bool in_place = false;  ///< dz is z, dgate is gate, forward's out is z, backward's is dout.
   bool shifted = false;   ///< Activations begin at an address that no vector access may use.
+  bool out = true;        ///< Backward is asked for out.
 
   std::string name(DType compute) const {
     return std::string(name_of(compute)) + " B " + std::to_string(B) + " T " + std::to_string(T) + " D " +
            std::to_string(D) + " N " + std::to_string(N) + " R " + std::to_string(R) + " sources " +
            std::to_string(sources) + " readers " + std::to_string(readers) + (in_place ? " in place" : "") +
-           (shifted ? " shifted" : "");
+           (shifted ? " shifted" : "") + (out ? "" : " without out");
   }
 };
 
@@ -153,7 +154,7 @@ ScanRecurrence recurrence(Place& place, const std::string& name, const Case& c) 
           .chunk_states = place.output(name + ".chunk_states", saved.shape, saved.dtype)};
 }
 
-/// A forward from initial states, a plain forward of every layer from zero to save its states, and a backward.
+/// A forward from initial states, a forward of every layer from zero to save its states, and a backward.
 Results compute(const Case& c, Device device, DType compute) {
   Place place(device, compute, c.shifted);
   const Shape activations{c.B, c.T, c.D};
@@ -177,28 +178,30 @@ Results compute(const Case& c, Device device, DType compute) {
   results["out"] = place.read(out);
   results["final_state"] = place.read(final_state);
 
-  const Tensor z = place.activation("z", activations), unused = place.output("unused", activations);
-  const auto save = [&](ScanRecurrence& layer) {
-    layer.initial = {};
-    selective_scan_forward(place.stream(), {layer, {}, {}, skip, z, unused, {}});
-  };
-  save(own);
-  for (ScanRecurrence& source : sources) save(source);
+  const Tensor z = place.activation("z", activations), from_zero = place.output("out from zero", activations);
+  own.initial = {};
+  for (ScanRecurrence& source : sources) {
+    source.initial = {};
+    selective_scan_forward(place.stream(), {source, {}, {}, skip, z, from_zero, {}});
+  }
+  selective_scan_forward(place.stream(), {own, sources, gate, skip, z, from_zero, {}});
 
   const std::int64_t scratch = scan_backward_scratch(device.kind, c.B, c.T, c.D, c.N, dense);
+  const Tensor dout = place.activation("dout", activations);
   const ScanBackwardArgs args{.own = own,
                               .sources = sources,
                               .readers = readers,
                               .gate = gate,
                               .skip = skip,
                               .z = z,
-                              .dout = place.activation("dout", activations),
+                              .dout = dout,
                               .du = place.output("du", activations),
                               .ddt = place.output("ddt", activations),
                               .ddbc = place.parameter("ddbc", {c.B, c.T, c.R + 2 * c.N}),
                               .dz = c.in_place ? z : place.output("dz", activations),
                               .dgate = c.in_place ? gate : place.output_if(dense, "dgate", activations),
                               .q = place.output_if(dense, "q", activations),
+                              .out = c.in_place ? dout : place.output_if(c.out, "out again", activations),
                               .dA_log = place.parameter("dA_log", {c.D, c.N}),
                               .dskip = place.parameter("dskip", {c.D}),
                               .ddt_bias = place.parameter("ddt_bias", {c.D}),
@@ -214,6 +217,10 @@ Results compute(const Case& c, Device device, DType compute) {
   if (dense) {
     results["dgate"] = place.read(args.dgate);
     results["q"] = place.read(args.q);
+  }
+  if (args.out) {
+    results["out from zero"] = place.read(from_zero);
+    results["out again"] = place.read(args.out);
   }
   place.expect_guards();
   return results;
@@ -235,6 +242,9 @@ void expect_twins_agree(const Case& c, DType compute_dtype) {
     const double bound = compute_dtype == DType::f32 ? (few ? 1e-4 : 1e-5) : (few ? 3e-2 : 5e-3);
     EXPECT_LT(difference(actual.at(name), values), bound) << name;
     EXPECT_TRUE(oracle::same_bits(actual.at(name), again.at(name))) << name << " differs from run to run";
+    if (name == "out again") {
+      EXPECT_LT(difference(actual.at(name), actual.at("out from zero")), bound) << "backward's out and forward's";
+    }
   }
 }
 
@@ -274,6 +284,10 @@ TEST_P(SelectiveScanCuda, InPlaceAndUnaligned) {
     expect_twins_agree({.B = 2, .T = 50, .D = 136, .N = 16, .R = 9, .sources = sources, .readers = 1, .in_place = true},
                        GetParam());
     expect_twins_agree({.B = 1, .T = 50, .D = 136, .N = 16, .R = 9, .sources = sources, .readers = 2, .shifted = true},
+                       GetParam());
+    expect_twins_agree({.B = 1, .T = 50, .D = 136, .N = 18, .R = 9, .sources = sources, .readers = 0, .in_place = true},
+                       GetParam());
+    expect_twins_agree({.B = 1, .T = 30, .D = 72, .N = 16, .R = 9, .sources = sources, .readers = 0, .out = false},
                        GetParam());
   }
 }

@@ -140,6 +140,7 @@ struct Gradients {
         dz({x.B, x.T, x.D}),
         dgate({x.B, x.T, x.D}),
         q({x.B, x.T, x.D}),
+        out({x.B, x.T, x.D}),
         ddbc("ddbc", {x.B, x.T, x.R + 2 * x.N}),
         dA_log("dA_log", {x.D, x.N}),
         dskip("dskip", {x.D}),
@@ -147,13 +148,14 @@ struct Gradients {
         scratch({scan_backward_scratch(DeviceKind::cpu, x.B, x.T, x.D, x.N, true)}, scratch_value) {}
 
   ScanExtents x;
-  Overwritten du, ddt, dz, dgate, q;
+  Overwritten du, ddt, dz, dgate, q, out;
   Random ddbc, dA_log, dskip, ddt_bias;
   Guarded<float> scratch;
 };
 
-/// Runs the backward of `p` (after save_states). `in_place`: dz is z and dgate is gate.
-void run_backward(Problem& p, Gradients& g, bool in_place = false) {
+/// Runs the backward of `p` (after save_states). `in_place`: dz is z, dgate is gate and out is dout; else `out` says whether
+/// out is asked for.
+void run_backward(Problem& p, Gradients& g, bool in_place = false, bool out = true) {
   Stream stream(Device::cpu());
   const std::vector<ScanRecurrence> sources = p.source_recurrences();
   std::vector<ScanReader> readers;
@@ -174,6 +176,9 @@ void run_backward(Problem& p, Gradients& g, bool in_place = false) {
                                             : in_place ? p.gate.tensor()
                                                        : g.dgate.tensor(),
                                    .q = dense ? g.q.tensor() : Tensor(),
+                                   .out = in_place ? p.dout.tensor()
+                                          : out    ? g.out.tensor()
+                                                   : Tensor(),
                                    .dA_log = g.dA_log.tensor(),
                                    .dskip = g.dskip.tensor(),
                                    .ddt_bias = g.ddt_bias.tensor(),
@@ -212,6 +217,7 @@ void expect_backward_close(Problem& p) {
   const Gradients before(x);
   run_backward(p, g);
   OracleGradients expected = oracle::backward(p.in_double());
+  EXPECT_CLOSE(g.out, oracle::forward(p.in_double()), kBound);
   const auto add = [](oracle::Doubles& gradient, const Guarded<float>& start) {
     for (std::size_t i = 0; i < gradient.size(); ++i) gradient[i] += start.values()[i];
   };
@@ -324,7 +330,7 @@ TEST(SelectiveScan, InPlaceAndAgainGiveTheSameBits) {
   save_states(p);
   Gradients first(x), second(x, 3.0f), in_place(x);
   run_backward(p, first);
-  run_backward(p, second);
+  run_backward(p, second, false, false);
 
   Problem overwritten(x, 2, 1);
   run_forward(overwritten, overwritten.z.tensor());
@@ -334,6 +340,7 @@ TEST(SelectiveScan, InPlaceAndAgainGiveTheSameBits) {
   run_backward(overwritten, in_place, true);
   EXPECT_TRUE(oracle::same_bits(first.dz.values(), overwritten.z.values()));
   EXPECT_TRUE(oracle::same_bits(first.dgate.values(), overwritten.gate.values()));
+  EXPECT_TRUE(oracle::same_bits(first.out.values(), overwritten.dout.values()));
   for (Gradients* other : {&second, &in_place}) {
     EXPECT_TRUE(oracle::same_bits(first.du.values(), other->du.values()));
     EXPECT_TRUE(oracle::same_bits(first.ddt.values(), other->ddt.values()));
