@@ -10,8 +10,7 @@
 #include "launch/build_info.h"
 #include "launch/commands.h"
 #include "launch/device_choice.h"
-#include "launch/training_step.h"
-#include "runtime/random.h"
+#include "launch/training_data.h"
 
 namespace dm {
 namespace {
@@ -24,39 +23,30 @@ struct BenchOptions {
   std::int64_t repeats = 20;
 };
 
-Sequences random_sequences(const TrainOptions& options, const Grid& grid, std::uint64_t step) {
-  const RandomStream random(step, fmt::format("tokens of data rank {}", grid.data->rank()));
-  Sequences sequences{.count = options.train.batch / grid.data->size(), .tokens = {}, .targets = {}};
-  const std::int64_t tokens = sequences.count * options.train.sequence;
-  for (std::int64_t i = 0; i <= tokens; ++i) {
-    sequences.tokens.push_back(static_cast<std::int32_t>(random.uniform(static_cast<std::uint64_t>(i)) *
-                                                         static_cast<float>(options.model.vocabulary)));
-  }
-  sequences.targets.assign(sequences.tokens.begin() + 1, sequences.tokens.end());
-  sequences.tokens.pop_back();
-  return sequences;
-}
-
 void bench(TrainOptions& options, const BenchOptions& bench_options) {
   std::unique_ptr<Communicator> world = make_mpi_communicator();
   const Device device = choose_device(options.run.device, *world);
   Grid grid = Grid::make(std::move(world), static_cast<int>(options.parallel.tensor), device);
-  if (options.model.vocabulary == 0) options.model.vocabulary = 32000;
+  if (options.model.vocabulary == 0) options.model.vocabulary = DataSources::kSyntheticVocabulary;
   options.model.resolve();
   MemoryReport memory;
   TrainingStep training(options, grid, device, nullptr, memory);
   training.store().initialize(training.stream(), static_cast<std::uint64_t>(options.run.seed));
-  const auto no_point = [](std::string_view) {};
+  std::vector<Sequences> batches;
+  for (std::int64_t step = 0; step < 4; ++step) batches.push_back(synthetic_step(options, grid, step * options.train.batch));
 
-  Stream host(Device::cpu());
+  // The device works on the next step while the host waits for the last one, as in training.
+  const std::int64_t steps = bench_options.warmup + bench_options.repeats;
   std::vector<double> milliseconds;
-  double loss = 0;
-  for (std::int64_t step = 0; step < bench_options.warmup + bench_options.repeats; ++step) {
-    Sequences sequences = random_sequences(options, grid, static_cast<std::uint64_t>(step));
-    grid.world->barrier(host);
-    const double begin = now_seconds();
-    loss = training.run(sequences, 1e-4, no_point).loss;
-    if (step >= bench_options.warmup) milliseconds.push_back(1e3 * (now_seconds() - begin));
+  double loss = 0, finished = 0;
+  for (std::int64_t started = 0, done = 0; done < steps; ++done) {
+    for (; started < steps && started <= done + training.ahead(); ++started) {
+      training.start(batches[static_cast<std::size_t>(started) % batches.size()], 1e-4, [](std::string_view) {});
+    }
+    loss = training.finish().loss;
+    const double now = now_seconds();
+    if (done >= bench_options.warmup) milliseconds.push_back(1e3 * (now - finished));
+    finished = now;
   }
   if (grid.world->rank() != 0) return;
   std::sort(milliseconds.begin(), milliseconds.end());
@@ -94,7 +84,7 @@ int bench_step_command(int argc, char** argv) {
   OptionTable table = make_train_table(options, "bench-step", "Times whole steps on random tokens; prints one JSON line.");
   table.add("batch", options.train.batch, "The same as --train.batch.", {.min = 1});
   table.add("seq", options.train.sequence, "The same as --train.sequence.", {.min = 1});
-  table.add("warmup", bench_options.warmup, "Steps before the clock starts.", {.min = 0});
+  table.add("warmup", bench_options.warmup, "Steps before the clock starts.", {.min = 1});
   table.add("repeats", bench_options.repeats, "Timed steps; the median is reported.", {.min = 1});
   if (table.parse(argc, argv, std::cout) != ParseOutcome::run) return 0;
   use_one_blas_thread();

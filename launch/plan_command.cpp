@@ -9,6 +9,7 @@
 #include "launch/device_choice.h"
 #include "launch/memory_plan.h"
 #include "launch/train_options.h"
+#include "launch/training_data.h"
 
 namespace dm {
 
@@ -24,7 +25,10 @@ int plan_command(int argc, char** argv) {
   if (ranks % tensor != 0) {
     fail(fmt::format("--ranks {} do not divide into tensor groups of {}", ranks, tensor), ExitCode::usage);
   }
-  if (options.model.vocabulary == 0) options.model.vocabulary = make_tokenizer(options.data.tokenizer)->vocabulary();
+  if (options.model.vocabulary == 0) {
+    options.model.vocabulary = options.data.synthetic ? DataSources::kSyntheticVocabulary
+                                                      : make_tokenizer(options.data.tokenizer)->vocabulary();
+  }
   options.model.resolve();
   const DeviceKind kind = device_kind(options.run.device);
   const auto data_size = static_cast<int>(ranks / tensor);

@@ -34,6 +34,8 @@ void add_model(OptionTable& table, ModelConfig& model) {
 void add_data(OptionTable& table, TrainOptions::Data& data) {
   table.section("data", "What is read.");
   table.add("data.train", data.train, "Training files or globs in The Pile's format: .jsonl.zst or .jsonl.");
+  table.add("data.synthetic", data.synthetic,
+            "Random tokens instead of the files and without validation, for measurement; model.vocabulary 0 is then 32000.");
   table.add("data.valid", data.valid, "Validation files or globs; empty: no validation, unless data.holdout is given.");
   table.add("data.holdout", data.holdout,
             "Share of the training documents, chosen by a hash of their text, that is kept for validation.", kShare);

@@ -24,6 +24,7 @@ struct TrainOptions {
   struct Data {
     std::vector<std::string> train;   ///< Files or globs, .jsonl.zst or .jsonl, in this order.
     std::vector<std::string> valid;   ///< Files or globs; empty: no validation unless holdout.
+    bool synthetic = false;           ///< Random tokens instead of files.
     double holdout = 0;               ///< Share of the training documents (by hash of the text) kept for validation instead.
     std::string tokenizer = "bytes";  ///< bytes | a SentencePiece model file
     std::string on_error = "error";   ///< error | skip

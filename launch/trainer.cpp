@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -39,9 +40,9 @@ Trainer::Trainer(const TrainerContext& context)
 
 void Trainer::open_data() {
   sources_ = DataSources::open(options_.data);
-  const std::int64_t tokens = sources_.tokenizer->vocabulary();
+  const std::int64_t tokens = sources_.vocabulary();
   if (options_.model.vocabulary == 0) options_.model.vocabulary = tokens;
-  if (options_.model.vocabulary < tokens) {
+  if (sources_.tokenizer && options_.model.vocabulary < tokens) {
     fail(fmt::format("--model.vocabulary {} is smaller than the tokenizer's {}", options_.model.vocabulary, tokens),
          ExitCode::usage);
   }
@@ -119,9 +120,13 @@ void Trainer::print_banner() const {
                         micro_batch_of(train, grid_.data->size()), train.steps));
   std::int64_t bytes = 0;
   for (const DataFingerprint::File& file : sources_.fingerprint.files) bytes += file.size;
-  log_.info(fmt::format("data     {} training files, {:.1f} MB; {} validation files; tokenizer {}, {} tokens",
-                        sources_.train.size(), static_cast<double>(bytes) * 1e-6, sources_.valid.size(),
-                        options_.data.tokenizer, sources_.tokenizer->vocabulary()));
+  if (!sources_.tokenizer) {
+    log_.info("data     random tokens");
+  } else {
+    log_.info(fmt::format("data     {} training files, {:.1f} MB; {} validation files; tokenizer {}, {} tokens",
+                          sources_.train.size(), static_cast<double>(bytes) * 1e-6, sources_.valid.size(),
+                          options_.data.tokenizer, sources_.tokenizer->vocabulary()));
+  }
   log_.info("memory   of one rank:");
   for (const std::string& line : memory_table(training_->plan())) log_.info(line);
   log_.info(checkpoint_ ? fmt::format("resume   from {} at step {}", checkpoint_->path().string(), step_)
@@ -141,24 +146,23 @@ void Trainer::run() {
                     {"startup_seconds", now_seconds() - started_}});
   if (step_ >= last)
     log_.info(fmt::format("nothing to do: the checkpoint is at step {} and the run ends at {}", step_, last));
-  interval_ = interval_now();
+  interval_ = interval_now(step_);
+  finished_ = interval_.begin;
+  const auto due = [&](std::int64_t every) { return every > 0 && step_ % every == 0; };
   bool stopping = false;
   while (step_ < last && !stopping) {
-    ++step_;
-    faults_.set_step(step_);
-    watchdog_.set_step(step_);
-    const double begin = now_seconds(), lr = learning_rate(options_.optimizer, steps, step_);
-    const StepResult result = train_step(lr);
-    report_step(result, lr, now_seconds() - begin);
+    start_step();
+    if (training_->unfinished() > training_->ahead()) finish_step();
     stopping = stop_requested();
-    const bool at_end = step_ == last || stopping;
-    const std::int64_t valid_every = options_.train.valid_every, save_every = options_.checkpoint.every;
-    if ((step_ == last || (valid_every > 0 && step_ % valid_every == 0)) && data_->has_validation()) validate();
-    if (at_end) {
-      while (!save()) continue;  // until it throws
-    } else if (save_every > 0 && step_ % save_every == 0) {
-      save();
+    const bool at_end = step_ == last || stopping, save_due = at_end || due(options_.checkpoint.every);
+    const bool valid_due = (step_ == last || due(options_.train.valid_every)) && data_->has_validation();
+    if (!save_due && !valid_due) continue;
+    while (training_->unfinished() > 0) finish_step();
+    if (valid_due) validate();
+    if (save_due) {
+      while (!save() && at_end) continue;  // at the end until it throws
     }
+    finished_ = now_seconds();  // neither is a step's time
   }
   report_end();
 }
@@ -170,24 +174,37 @@ void Trainer::at_point(std::string_view point) {
   fill(training_->stream(), store.gradients().flat(store.partition().owned(0).begin, 1), std::nanf(""));
 }
 
-Trainer::StepResult Trainer::train_step(double lr) {
+void Trainer::start_step() {
+  ++step_;
+  faults_.set_step(step_);
+  watchdog_.set_step(step_);
   faults_.at("data");
   watchdog_.set_phase("data");
   Sequences& sequences = data_->next(trace_, log_);
-  const StepResult result = training_->run(sequences, lr, [&](std::string_view point) { at_point(point); });
   record_.data_state = data_->state();
+  const double lr = learning_rate(options_.optimizer, options_.train.steps, step_);
+  training_->start(sequences, lr, [&](std::string_view point) { at_point(point); });
+  unfinished_.push_back({step_, lr, record_.data_state.tokens});
+}
+
+void Trainer::finish_step() {
+  watchdog_.entered("step", "GPU", 0);  // where a rank waits whose peers are gone
+  const StepResult result = training_->finish();
+  watchdog_.left();
+  const Unfinished step = unfinished_.front();
+  unfinished_.pop_front();
   if (result.updated) {
     ++record_.updates;
   } else {
-    count_skipped_update(result);
+    count_skipped_update(step.step, result);
   }
-  return result;
+  report_step(step, result);
 }
 
-void Trainer::count_skipped_update(const StepResult& result) {
+void Trainer::count_skipped_update(std::int64_t step, const StepResult& result) {
   ++record_.nonfinite_steps;
   const std::int64_t budget = options_.train.nonfinite_budget;
-  const std::string what = fmt::format("step {}: loss {} and gradient norm {}", step_, result.loss, result.gradient_norm);
+  const std::string what = fmt::format("step {}: loss {} and gradient norm {}", step, result.loss, result.gradient_norm);
   if (record_.nonfinite_steps > budget) {
     fail(fmt::format("{}; more than --train.nonfinite_budget {} updates were skipped; lower --optimizer.lr", what, budget));
   }
@@ -195,36 +212,45 @@ void Trainer::count_skipped_update(const StepResult& result) {
   log_.warn(fmt::format("{}: update skipped on all ranks ({} of {} allowed)", what, record_.nonfinite_steps, budget));
 }
 
-Trainer::Interval Trainer::interval_now() const {
-  return {now_seconds(), trace_.seconds(Trace::Kind::communication), trace_.seconds(Trace::Kind::data_wait),
-          trace_.seconds(Trace::Kind::compute), step_};
+Trainer::Interval Trainer::interval_now(std::int64_t step) const {
+  return {now_seconds(),
+          trace_.seconds(Trace::Kind::communication),
+          trace_.seconds(Trace::Kind::data_wait),
+          trace_.seconds(Trace::Kind::compute),
+          device_seconds_,
+          step};
 }
 
-void Trainer::report_step(const StepResult& result, double lr, double seconds) {
+void Trainer::report_step(const Unfinished& step, const StepResult& result) {
+  const double now = now_seconds(), seconds = now - std::exchange(finished_, now);
+  device_seconds_ += result.device_seconds;
   const auto tokens = options_.train.batch * options_.train.sequence;
   metrics_->append({{"event", "step"},
-                    {"step", step_},
+                    {"step", step.step},
                     {"loss", result.loss},
                     {"grad_norm", result.gradient_norm},
-                    {"lr", lr},
+                    {"lr", step.lr},
                     {"tokens", tokens},
                     {"seconds", seconds},
                     {"tokens_per_second", static_cast<double>(tokens) / seconds},
-                    {"total_tokens", record_.data_state.tokens},
+                    {"total_tokens", step.total_tokens},
                     {"updated", result.updated}});
-  if (step_ % options_.log.every == 0 || step_ == first_step_ + 1) print_step(result, lr);
+  if (step.step % options_.log.every == 0 || step.step == first_step_ + 1) print_step(step, result);
 }
 
-void Trainer::print_step(const StepResult& result, double lr) {
-  const Interval now = interval_now();
+void Trainer::print_step(const Unfinished& step, const StepResult& result) {
+  const Interval now = interval_now(step.step);
   const double wall = now.begin - interval_.begin, steps = static_cast<double>(now.steps - interval_.steps);
   const double tokens = static_cast<double>(options_.train.batch * options_.train.sequence) * steps;
   const auto share = [&](double after, double before) { return 100 * (after - before) / wall; };
-  log_.info(fmt::format(
-      "step {:>7}  loss {:7.4f}  norm {:7.3f}  lr {:.2e}  {:7.1f} ms  {:>9.0f} tok/s  math {:3.0f}%  comm {:3.0f}%  "
-      "data {:3.0f}%",
-      step_, result.loss, result.gradient_norm, lr, 1e3 * wall / steps, tokens / wall, share(now.compute, interval_.compute),
-      share(now.communication, interval_.communication), share(now.data_wait, interval_.data_wait)));
+  // A GPU's operations are only given to it in the ranges of the trace; its own clock says how long they took.
+  const std::string shares = device_.kind == DeviceKind::cuda
+                                 ? fmt::format("GPU {:3.0f}%", share(now.device, interval_.device))
+                                 : fmt::format("math {:3.0f}%  comm {:3.0f}%", share(now.compute, interval_.compute),
+                                               share(now.communication, interval_.communication));
+  log_.info(fmt::format("step {:>7}  loss {:7.4f}  norm {:7.3f}  lr {:.2e}  {:7.1f} ms  {:>9.0f} tok/s  {}  data {:3.0f}%",
+                        step.step, result.loss, result.gradient_norm, step.lr, 1e3 * wall / steps, tokens / wall, shares,
+                        share(now.data_wait, interval_.data_wait)));
   interval_ = now;
 }
 
@@ -310,21 +336,31 @@ void Trainer::report_end() {
   const double wall = now_seconds() - started_;
   const auto seconds = [&](Trace::Kind kind) { return trace_.seconds(kind); };
   const double tokens = static_cast<double>(steps * options_.train.batch * options_.train.sequence);
-  metrics_->append({{"event", "end"},
-                    {"step", step_},
-                    {"steps", steps},
-                    {"seconds", wall},
-                    {"compute_seconds", seconds(Trace::Kind::compute)},
-                    {"communication_seconds", seconds(Trace::Kind::communication)},
-                    {"data_wait_seconds", seconds(Trace::Kind::data_wait)},
-                    {"checkpoint_seconds", seconds(Trace::Kind::checkpoint)}});
+  const bool on_gpu = device_.kind == DeviceKind::cuda;
+  nlohmann::json end = {{"event", "end"},
+                        {"step", step_},
+                        {"steps", steps},
+                        {"seconds", wall},
+                        {"data_wait_seconds", seconds(Trace::Kind::data_wait)},
+                        {"checkpoint_seconds", seconds(Trace::Kind::checkpoint)}};
+  if (on_gpu) {
+    end["device_seconds"] = device_seconds_;
+  } else {
+    end["compute_seconds"] = seconds(Trace::Kind::compute);
+    end["communication_seconds"] = seconds(Trace::Kind::communication);
+  }
+  metrics_->append(end);
   if (!log_.speaks() || steps == 0) return;
+  const auto share = [&](double part) { return fmt::format("{:.0f}%", 100 * part / wall); };
   log_.info(fmt::format(
-      "end      step {}, {:.0f} tokens in {:.1f} s; this rank: math {:.0f}%, communication {:.0f}%, data {:.0f}%, "
-      "checkpoints {:.0f}%; {:.1f} GFLOP/s a rank",
-      step_, tokens, wall, 100 * seconds(Trace::Kind::compute) / wall, 100 * seconds(Trace::Kind::communication) / wall,
-      100 * seconds(Trace::Kind::data_wait) / wall, 100 * seconds(Trace::Kind::checkpoint) / wall,
+      "end      step {}, {:.0f} tokens in {:.1f} s; this rank: {}, data {}, checkpoints {}; {:.1f} GFLOP/s a rank", step_,
+      tokens, wall,
+      on_gpu ? "GPU " + share(device_seconds_)
+             : fmt::format("math {}, communication {}", share(seconds(Trace::Kind::compute)),
+                           share(seconds(Trace::Kind::communication))),
+      share(seconds(Trace::Kind::data_wait)), share(seconds(Trace::Kind::checkpoint)),
       1e-9 * tokens * options_.model.training_flops_per_token() / wall / grid_.world->size()));
+  if (on_gpu) return;
   std::vector<Trace::Entry> entries = trace_.entries();
   std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.seconds > b.seconds; });
   for (std::size_t i = 0; i < std::min<std::size_t>(entries.size(), 8); ++i) {

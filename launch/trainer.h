@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -47,9 +48,15 @@ class Trainer {
 
  private:
   using StepResult = TrainingStep::Result;
+  /// A step that the device has been given and whose result is not known yet.
+  struct Unfinished {
+    std::int64_t step;
+    double lr;
+    std::int64_t total_tokens;  ///< Of the data, this step's included.
+  };
   /// Seconds since the last line on the screen, by kind.
   struct Interval {
-    double begin = 0, communication = 0, data_wait = 0, compute = 0;
+    double begin = 0, communication = 0, data_wait = 0, compute = 0, device = 0;
     std::int64_t steps = 0;
   };
 
@@ -60,11 +67,13 @@ class Trainer {
   void load(const Checkpoint& checkpoint);
   void print_banner() const;
 
-  StepResult train_step(double lr);
+  void start_step();
+  /// Waits for the oldest unfinished step and reports it.
+  void finish_step();
   void at_point(std::string_view point);
-  void count_skipped_update(const StepResult& result);
-  void report_step(const StepResult& result, double lr, double seconds);
-  void print_step(const StepResult& result, double lr);
+  void count_skipped_update(std::int64_t step, const StepResult& result);
+  void report_step(const Unfinished& step, const StepResult& result);
+  void print_step(const Unfinished& step, const StepResult& result);
   void validate();
   double unigram_loss(const Sequences& sequences);
   /// False when it failed and the run goes on without it; throws when it has failed too often in a row.
@@ -72,7 +81,7 @@ class Trainer {
   void remove_old_checkpoints();
   bool stop_requested();
   void report_end();
-  Interval interval_now() const;
+  Interval interval_now(std::int64_t step) const;
 
   TrainOptions& options_;
   const OptionTable& table_;
@@ -94,11 +103,14 @@ class Trainer {
   std::optional<TrainingStep> training_;
   std::optional<TrainingData> data_;
 
-  std::int64_t step_ = 0;
+  std::int64_t step_ = 0;  // the newest that was started
+  std::deque<Unfinished> unfinished_;
   std::int64_t saved_step_ = -1;
   std::int64_t failed_saves_ = 0;
   std::optional<double> unigram_loss_;
   double started_ = 0;
+  double finished_ = 0;        // when the newest result came
+  double device_seconds_ = 0;  // of all steps
   std::int64_t first_step_ = 0;
   Interval interval_;
 };

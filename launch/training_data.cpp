@@ -1,13 +1,21 @@
 // Loading on one rank of a tensor group and sharing with the others.
 #include "launch/training_data.h"
 
+#include <algorithm>
 #include <utility>
 
 #include <fmt/format.h>
 
+#include "runtime/random.h"
+
 namespace dm {
 
 DataSources DataSources::open(const TrainOptions::Data& options) {
+  if (options.synthetic) {
+    DataSources none;
+    none.fingerprint.tokenizer = "synthetic";
+    return none;
+  }
   if (options.train.empty()) fail("no training data; name .jsonl.zst or .jsonl files with --data.train", ExitCode::usage);
   DataSources sources;
   sources.tokenizer = make_tokenizer(options.tokenizer);
@@ -21,13 +29,30 @@ DataSources DataSources::open(const TrainOptions::Data& options) {
   return sources;
 }
 
+Sequences synthetic_step(const TrainOptions& options, const Grid& grid, std::int64_t first_sequence) {
+  const RandomStream random(static_cast<std::uint64_t>(options.run.seed), "synthetic tokens");
+  const std::int64_t count = options.train.batch / grid.data->size(), T = options.train.sequence;
+  const auto token = [&](std::int64_t index) {
+    const float uniform = random.uniform(static_cast<std::uint64_t>(index));
+    return std::min(static_cast<std::int32_t>(uniform * static_cast<float>(options.model.vocabulary)),
+                    static_cast<std::int32_t>(options.model.vocabulary - 1));
+  };
+  Sequences sequences{.count = count, .tokens = {}, .targets = {}};
+  const std::int64_t begin = (first_sequence + grid.data->rank() * count) * T;
+  for (std::int64_t i = begin; i < begin + count * T; ++i) sequences.tokens.push_back(token(i));
+  sequences.targets.assign(sequences.tokens.begin() + 1, sequences.tokens.end());
+  sequences.targets.push_back(token(begin + count * T));
+  return sequences;
+}
+
 TrainingData::TrainingData(const TrainOptions& options, const DataSources& sources, Grid& grid, const DataState& start)
     : options_(options), sources_(sources), grid_(grid), state_(start) {
   const std::int64_t share = options.train.batch / grid.data->size(), tokens = share * options.train.sequence;
   step_.count = share;
   step_.tokens.resize(static_cast<std::size_t>(tokens));
   step_.targets.resize(static_cast<std::size_t>(tokens));
-  if (grid.tensor->rank() == 0) loader_ = std::make_unique<Loader>(loader_options(/*training=*/true), start);
+  if (grid.tensor->rank() == 0 && !options.data.synthetic)
+    loader_ = std::make_unique<Loader>(loader_options(/*training=*/true), start);
 }
 
 LoaderOptions TrainingData::loader_options(bool training) const {
@@ -57,6 +82,12 @@ void TrainingData::share(Stream& stream, Sequences& sequences) const {
 }
 
 Sequences& TrainingData::next(Trace& trace, const Log& log) {
+  if (options_.data.synthetic) {
+    step_ = synthetic_step(options_, grid_, state_.sequences);
+    state_.sequences += options_.train.batch;
+    state_.tokens += options_.train.batch * options_.train.sequence;
+    return step_;
+  }
   Stream stream(Device::cpu(), &trace);
   if (loader_) {
     const Trace::Range wait(&trace, "data", Trace::Kind::data_wait);

@@ -23,7 +23,6 @@ DType compute_dtype_of(const TrainOptions& options, DeviceKind device) {
 TrainingStep::TrainingStep(const TrainOptions& options, Grid& grid, Device device, Trace* trace, MemoryReport& memory)
     : options_(options),
       grid_(grid),
-      memory_(memory),
       stream_(device, trace),
       communication_(device, trace),
       plan_(plan_memory(options, grid.data->size(), grid.tensor->size(), device.kind)) {
@@ -38,37 +37,50 @@ TrainingStep::TrainingStep(const TrainOptions& options, Grid& grid, Device devic
   optimizer_.emplace(*store_, grid, settings, memory);
   model_.emplace(options.model, *store_, *grid.tensor);
   results_ = Buffer("step results", 2 * size_of(DType::f32), device, memory);
-  host_results_ = Buffer::pinned("step results on the host", 2 * size_of(DType::f32), memory);
+  const std::int64_t token_bytes = 2 * options.train.sequence * size_of(DType::i32);  // a sequence and its targets
+  for (Slot& slot : slots_) {
+    slot.results = Buffer::pinned("step results on the host", 2 * size_of(DType::f32), memory);
+    if (device.kind != DeviceKind::cuda) continue;
+    slot.tokens = Buffer::pinned("tokens on the host", options.train.batch / grid.data->size() * token_bytes, memory);
+  }
+  if (device.kind == DeviceKind::cuda) {
+    tokens_ = Buffer("tokens", micro_batch_of(options.train, grid.data->size()) * token_bytes, device, memory);
+  }
   arena_.emplace(Buffer("activations", plan_.activation_bytes, device, memory));
   gathered_.resize(static_cast<std::size_t>(store_->partition().blocks()));
 }
 
-TrainingStep::DeviceBatch TrainingStep::upload(Sequences& sequences) {
-  const std::int64_t T = options_.train.sequence, tokens = sequences.count * T;
-  const Shape shape{sequences.count, T};
-  if (stream_.device().kind == DeviceKind::cpu) {
-    return {Tensor::of(sequences.tokens.data(), shape), Tensor::of(sequences.targets.data(), shape)};
-  }
-  const std::int64_t bytes = tokens * size_of(DType::i32);
-  if (host_tokens_.bytes() < 2 * bytes) {
-    host_tokens_ = Buffer::pinned("tokens on the host", 2 * bytes, memory_);
-    device_tokens_ = Buffer("tokens", 2 * bytes, stream_.device(), memory_);
-  }
-  const Tensor host = host_tokens_.tensor({2, sequences.count, T}, DType::i32);
-  const Tensor device = device_tokens_.tensor({2, sequences.count, T}, DType::i32);
-  std::memcpy(host.slice(0, 1).data(), sequences.tokens.data(), static_cast<std::size_t>(bytes));
-  std::memcpy(host.slice(1, 1).data(), sequences.targets.data(), static_cast<std::size_t>(bytes));
-  copy(stream_, host, device);
-  return {device.slice(0, 1).reshaped(shape), device.slice(1, 1).reshaped(shape)};
+TrainingStep::DeviceBatch TrainingStep::upload(Sequences& sequences, std::int64_t begin, std::int64_t count) {
+  const std::int64_t T = options_.train.sequence;
+  const Shape shape{count, T};
+  const auto part = [&](std::vector<std::int32_t>& ids) {
+    return Tensor::of(ids.data(), {sequences.count, T}).slice(begin, count);
+  };
+  if (stream_.device().kind == DeviceKind::cpu) return {part(sequences.tokens), part(sequences.targets)};
+  const std::int64_t share = options_.train.batch / grid_.data->size();
+  if (begin > 0 && begin % share == 0) stream_.synchronize();  // more than a step's: page-locked memory is used again
+  const Tensor pinned = slot().tokens.tensor({2, share, T}, DType::i32);
+  const Tensor device = tokens_.tensor({2, micro_batch_of(options_.train, grid_.data->size()), T}, DType::i32);
+  const auto send = [&](std::vector<std::int32_t>& ids, std::int64_t which) {
+    const Tensor host = pinned.slice(which, 1).flat(begin % share * T, count * T),
+                 to = device.slice(which, 1).flat(0, count * T);
+    std::memcpy(host.data(), part(ids).data(), static_cast<std::size_t>(host.bytes()));
+    copy(stream_, host, to);
+    return to.reshaped(shape);
+  };
+  return {send(sequences.tokens, 0), send(sequences.targets, 1)};
 }
 
 void TrainingStep::reduce(int block) {
+  if (grid_.data->size() == 1) return;
   ready_.record(stream_);
   ready_.hold(communication_);
   optimizer_->reduce_block(communication_, block);
+  reduced_.record(communication_);
 }
 
 void TrainingStep::gather(int block) {
+  if (grid_.data->size() == 1) return;
   ready_.record(stream_);
   ready_.hold(communication_);
   optimizer_->gather_block(communication_, block);
@@ -77,67 +89,76 @@ void TrainingStep::gather(int block) {
 
 void TrainingStep::accumulate(Sequences& sequences, const AtPoint& at_point) {
   const std::int64_t T = options_.train.sequence, micro = micro_batch_of(options_.train, grid_.data->size());
-  const DeviceBatch batch = upload(sequences);
   const float scale = 1.0f / static_cast<float>(options_.train.batch * T);
   for (std::int64_t begin = 0; begin < sequences.count; begin += micro) {
     at_point("forward");
-    const bool last = begin + micro == sequences.count;
+    const bool last = begin + micro == sequences.count, at_once = stream_.device().kind == DeviceKind::cpu;
+    const DeviceBatch batch = upload(sequences, begin, micro);
+    const auto backward_point = [&] {
+      at_point("backward");
+      if (last) at_point("reduce");
+    };
     const LanguageModel::BlockHooks hooks{
         .before_use = [&](int block) { gathered_[static_cast<std::size_t>(block)].hold(stream_); },
         .gradient_done =
             [&](int block) {
-              at_point("backward");
-              if (!last) return;
-              at_point("reduce");
-              reduce(block);
+              if (at_once) backward_point();
+              if (last) reduce(block);
             }};
-    model_->forward_backward(stream_, *arena_, batch.tokens.slice(begin, micro), batch.targets.slice(begin, micro), scale,
-                             model_options(options_.train), results().flat(0, 1), hooks);
+    (last ? last_micro_batch_ : first_micro_batches_).run(stream_, [&] {
+      model_->forward_backward(stream_, *arena_, batch.tokens, batch.targets, scale, model_options(options_.train),
+                               results().flat(0, 1), hooks);
+      if (last) reduced_.hold(stream_);
+    });
+    if (!at_once) backward_point();
   }
 }
 
-const float* TrainingStep::read_results() {
-  const Tensor host = host_results_.tensor({2}, DType::f32);
-  copy(stream_, results(), host);
-  stream_.synchronize();
-  return host.as<float>();
-}
-
-TrainingStep::Result TrainingStep::run(Sequences& sequences, double lr, const AtPoint& at_point) {
+void TrainingStep::start(Sequences& sequences, double lr, const AtPoint& at_point) {
+  require(unfinished() <= ahead(), "too many unfinished steps");
   const Tensor loss_sum = results().flat(0, 1), norm_squared = results().flat(1, 1);
+  Slot& slot = this->slot();
+  slot.begun.record(stream_);
   fill(stream_, results(), 0.0f);
   fill(stream_, store_->gradients(), 0.0f);
   accumulate(sequences, at_point);
-
-  Event reduced;
-  reduced.record(communication_);
-  reduced.hold(stream_);
   at_point("gradient");
   optimizer_->add_gradient_norm_squared(stream_, norm_squared);
   grid_.data->all_reduce(stream_, loss_sum);
   optimizer_->update(stream_, static_cast<float>(lr), loss_sum, norm_squared, [&](int block) { gather(block); });
+  copy(stream_, results(), slot.results.tensor({2}, DType::f32));
+  slot.done.record(stream_);
+  ++started_;
+}
 
-  const float* found = read_results();
+TrainingStep::Result TrainingStep::finish() {
+  require(unfinished() > 0, "no step is unfinished");
+  Slot& slot = slots_[static_cast<std::size_t>(finished_++ % 2)];
+  slot.done.synchronize();
+  const float* found = slot.results.tensor({2}, DType::f32).as<float>();
   Result result;
   result.loss = static_cast<double>(found[0]) / static_cast<double>(options_.train.batch * options_.train.sequence);
   result.gradient_norm = std::sqrt(static_cast<double>(found[1]));
   result.updated = std::isfinite(result.loss) && std::isfinite(result.gradient_norm);
+  if (stream_.native()) result.device_seconds = 1e-3 * Event::elapsed_ms(slot.begun, slot.done);
   return result;
 }
 
 double TrainingStep::evaluate(Sequences& sequences) {
+  require(unfinished() == 0, "a step is unfinished");
   const std::int64_t T = options_.train.sequence, micro = micro_batch_of(options_.train, grid_.data->size());
   communication_.synchronize();  // values are complete
-  const DeviceBatch batch = upload(sequences);
   const Tensor loss_sum = results().flat(0, 1);
   fill(stream_, loss_sum, 0.0f);
-  for (std::int64_t at = 0; at < sequences.count; at += micro) {
-    const std::int64_t count = std::min(micro, sequences.count - at);
-    model_->evaluate(stream_, *arena_, batch.tokens.slice(at, count), batch.targets.slice(at, count),
-                     model_options(options_.train), loss_sum);
+  for (std::int64_t begin = 0; begin < sequences.count; begin += micro) {
+    const DeviceBatch batch = upload(sequences, begin, std::min(micro, sequences.count - begin));
+    model_->evaluate(stream_, *arena_, batch.tokens, batch.targets, model_options(options_.train), loss_sum);
   }
   grid_.data->all_reduce(stream_, loss_sum);
-  return static_cast<double>(read_results()[0]) / static_cast<double>(sequences.count * T * grid_.data->size());
+  const Tensor sum = slot().results.tensor({2}, DType::f32).flat(0, 1);
+  copy(stream_, loss_sum, sum);
+  stream_.synchronize();
+  return static_cast<double>(*sum.as<float>()) / static_cast<double>(sequences.count * T * grid_.data->size());
 }
 
 }  // namespace dm

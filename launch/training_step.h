@@ -1,6 +1,7 @@
 // One rank's model, optimizer and memory on its device, and what a step does with them.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -12,6 +13,7 @@
 #include "model/optimizer.h"
 #include "parallel/grid.h"
 #include "runtime/arena.h"
+#include "runtime/repeated_work.h"
 #include "runtime/stream.h"
 
 namespace dm {
@@ -25,26 +27,34 @@ struct Sequences {
 
 /// Works for the trainer and for bench-step alike. Collective over the grid. Gradients are reduced on a second stream while
 /// backward goes on, and updated values are gathered there while the next forward begins; on the CPU both are one stream's
-/// work.
+/// work. On a GPU the host runs ahead: `start` returns when the step is given to the device, forward and backward as a graph
+/// that is recorded once, and the one read of a step is `finish`.
 class TrainingStep {
  public:
   /// What a step gave, the same on every rank.
   struct Result {
-    double loss = 0;           ///< Mean cross-entropy in nats a token.
-    double gradient_norm = 0;  ///< Before clipping.
-    bool updated = false;      ///< False when a NaN or Inf made all ranks skip the update.
+    double loss = 0;            ///< Mean cross-entropy in nats a token.
+    double gradient_norm = 0;   ///< Before clipping.
+    bool updated = false;       ///< False when a NaN or Inf made all ranks skip the update.
+    double device_seconds = 0;  ///< From the first operation on a GPU to the last, waits for other ranks included; CPU: 0.
   };
-  /// Called at "forward", "backward", "reduce" and "gradient" (with the reduced gradients in place), for the watchdog and
-  /// for faults.
+  /// Called at "forward", "backward", "reduce" and "gradient" (with the reduced gradients in place) as that work is given to
+  /// the stream, for the watchdog and for faults.
   using AtPoint = std::function<void(std::string_view point)>;
 
   /// Takes all memory of the rank, as `plan_memory` planned it. `options` (model resolved) and `grid` outlive the step.
   /// Throws Error when memory is short.
   TrainingStep(const TrainOptions& options, Grid& grid, Device device, Trace* trace, MemoryReport& memory);
 
-  /// Forward, backward and update on the whole step's batch; waits for its result.
-  Result run(Sequences& sequences, double lr, const AtPoint& at_point);
-  /// Mean cross-entropy of `count` sequences over all data ranks.
+  /// Steps that may be started and not finished before the next is started: on a GPU one, which hides the host's work.
+  int ahead() const { return stream_.device().kind == DeviceKind::cuda ? 1 : 0; }
+  /// Forward, backward and update on the whole step's batch; `sequences` are not needed any more when it returns. At most
+  /// ahead() steps are unfinished before the call.
+  void start(Sequences& sequences, double lr, const AtPoint& at_point);
+  int unfinished() const { return static_cast<int>(started_ - finished_); }
+  /// The result of the oldest unfinished step; waits for it.
+  Result finish();
+  /// Mean cross-entropy of `count` sequences over all data ranks. No step is unfinished.
   double evaluate(Sequences& sequences);
 
   Stream& stream() { return stream_; }
@@ -53,22 +63,28 @@ class TrainingStep {
   const MemoryPlan& plan() const { return plan_; }
 
  private:
-  /// [count, T] of host tokens on the device.
+  /// [count, T] of tokens on the device.
   struct DeviceBatch {
     Tensor tokens, targets;
   };
-  DeviceBatch upload(Sequences& sequences);
+  /// What is kept of each unfinished step until it is finished.
+  struct Slot {
+    Buffer tokens;  ///< Page-locked, of a GPU: [2, sequences a rank, T].
+    Buffer results;
+    Event begun, done;
+  };
+
+  Slot& slot() { return slots_[static_cast<std::size_t>(started_ % 2)]; }
+  /// `count` sequences from `begin` on, where the device sees them: always in the same place on a GPU.
+  DeviceBatch upload(Sequences& sequences, std::int64_t begin, std::int64_t count);
   void accumulate(Sequences& sequences, const AtPoint& at_point);
   void reduce(int block);
   void gather(int block);
   /// [2] f32 on the device: sum of the losses, squared gradient norm.
   Tensor results() const { return results_.tensor({2}, DType::f32); }
-  /// The same on the host, after all work given so far.
-  const float* read_results();
 
   const TrainOptions& options_;
   Grid& grid_;
-  MemoryReport& memory_;
   Stream stream_;
   Stream communication_;
   MemoryPlan plan_;
@@ -76,10 +92,13 @@ class TrainingStep {
   std::optional<PartitionedAdamW> optimizer_;
   std::optional<LanguageModel> model_;
   std::optional<Arena> arena_;
-  Buffer results_, host_results_;
-  Buffer device_tokens_, host_tokens_;  // of a GPU; grown to the largest batch seen
-  Event ready_;                         // of the compute stream, for the communication stream
-  std::vector<Event> gathered_;         // by block
+  Buffer results_, tokens_;
+  std::array<Slot, 2> slots_;
+  std::int64_t started_ = 0, finished_ = 0;
+  RepeatedWork first_micro_batches_, last_micro_batch_;
+  Event ready_;                  // of the compute stream, for the communication stream
+  Event reduced_;                // and back
+  std::vector<Event> gathered_;  // by block, where there are other data ranks
 };
 
 /// bf16 on a GPU and float32 on the CPU for "auto". Throws Error (usage) for bf16 on the CPU.

@@ -60,5 +60,15 @@ void synchronize(const NativeEvent&) {
 double elapsed_ms(const NativeEvent&, const NativeEvent&) {
   refuse();
 }
+void begin_capture(NativeStream&) {
+  refuse();
+}
+NativeGraphPointer end_capture(NativeStream&) {
+  refuse();
+}
+void NativeGraphDeleter::operator()(NativeGraph*) const noexcept {}
+void launch(NativeStream&, NativeGraph&) {
+  refuse();
+}
 
 }  // namespace dm::cuda

@@ -17,7 +17,24 @@ constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
 
 struct NativeEvent {
   cudaEvent_t event = nullptr;
+  unsigned long long capture = 0;  ///< In which it was recorded; 0: in none.
 };
+
+struct NativeGraph {
+  cudaGraphExec_t graph = nullptr;
+};
+
+namespace {
+
+/// The capture that `stream` is part of, or 0.
+unsigned long long capture_of(const NativeStream& stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  unsigned long long id = 0;
+  CUDA_CHECK(cudaStreamGetCaptureInfo(stream.stream, &status, &id));
+  return status == cudaStreamCaptureStatusActive ? id : 0;
+}
+
+}  // namespace
 
 bool is_built() {
   return true;
@@ -139,11 +156,13 @@ void NativeEventDeleter::operator()(NativeEvent* event) const noexcept {
 }
 
 void record(NativeEvent& event, NativeStream& stream) {
+  event.capture = capture_of(stream);
   CUDA_CHECK(cudaEventRecord(event.event, stream.stream));
 }
 
 void wait(NativeStream& stream, const NativeEvent& event) {
-  CUDA_CHECK(cudaStreamWaitEvent(stream.stream, event.event));
+  const bool from_outside = event.capture == 0 && capture_of(stream) != 0;
+  CUDA_CHECK(cudaStreamWaitEvent(stream.stream, event.event, from_outside ? cudaEventWaitExternal : cudaEventWaitDefault));
 }
 
 void synchronize(const NativeEvent& event) {
@@ -154,6 +173,29 @@ double elapsed_ms(const NativeEvent& begin, const NativeEvent& end) {
   float milliseconds = 0;
   CUDA_CHECK(cudaEventElapsedTime(&milliseconds, begin.event, end.event));
   return static_cast<double>(milliseconds);
+}
+
+void begin_capture(NativeStream& stream) {
+  CUDA_CHECK(cudaStreamBeginCapture(stream.stream, cudaStreamCaptureModeThreadLocal));
+}
+
+NativeGraphPointer end_capture(NativeStream& stream) {
+  cudaGraph_t recorded = nullptr;
+  CUDA_CHECK(cudaStreamEndCapture(stream.stream, &recorded));
+  NativeGraphPointer graph(new NativeGraph);
+  const cudaError_t status = cudaGraphInstantiate(&graph->graph, recorded, 0);
+  cudaGraphDestroy(recorded);
+  CUDA_CHECK(status);
+  return graph;
+}
+
+void NativeGraphDeleter::operator()(NativeGraph* graph) const noexcept {
+  if (graph->graph) cudaGraphExecDestroy(graph->graph);
+  delete graph;
+}
+
+void launch(NativeStream& stream, NativeGraph& graph) {
+  CUDA_CHECK(cudaGraphLaunch(graph.graph, stream.stream));
 }
 
 }  // namespace dm::cuda

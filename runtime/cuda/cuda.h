@@ -49,9 +49,23 @@ struct NativeEventDeleter {
 using NativeEventPointer = std::unique_ptr<NativeEvent, NativeEventDeleter>;
 NativeEventPointer create_event();
 void record(NativeEvent& event, NativeStream& stream);
+/// While `stream` is captured: an event recorded in the same capture becomes a dependency in the graph, one recorded before
+/// it a wait, at every launch, for the newest record then.
 void wait(NativeStream& stream, const NativeEvent& event);
 void synchronize(const NativeEvent& event);
 /// Milliseconds on the device between two recorded events that have happened.
 double elapsed_ms(const NativeEvent& begin, const NativeEvent& end);
+
+/// A CUDA graph ready to launch.
+struct NativeGraph;
+struct NativeGraphDeleter {
+  void operator()(NativeGraph* graph) const noexcept;
+};
+using NativeGraphPointer = std::unique_ptr<NativeGraph, NativeGraphDeleter>;
+/// From here on work given to `stream`, and to streams that wait for it, is recorded and not run.
+void begin_capture(NativeStream& stream);
+/// Streams that joined must have been waited for by `stream`.
+NativeGraphPointer end_capture(NativeStream& stream);
+void launch(NativeStream& stream, NativeGraph& graph);
 
 }  // namespace dm::cuda

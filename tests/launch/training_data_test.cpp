@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "runtime/error.h"
 #include "tests/testing/temporary_directory.h"
 
@@ -59,6 +61,31 @@ TEST_F(TrainingDataTest, StepsFollowOneAnotherAlsoFromAState) {
   const Sequences second = data.next(trace_, log_);
   EXPECT_EQ(first.targets.back(), second.tokens.front());
   EXPECT_EQ(open(state).next(trace_, log_).tokens, second.tokens);
+}
+
+TEST_F(TrainingDataTest, SyntheticStepsReplaceFilesAndGoOnFromAState) {
+  options_.data.synthetic = true;
+  options_.data.train = {file("absent.jsonl")};
+  options_.data.holdout = 0.1;
+  TrainingData data = open();
+  EXPECT_FALSE(data.has_validation());
+  const Sequences first = data.next(trace_, log_);
+  ASSERT_EQ(first.tokens.size(), 16u);
+  EXPECT_TRUE(std::equal(first.tokens.begin() + 1, first.tokens.end(), first.targets.begin()));
+  EXPECT_GT(std::set<std::int32_t>(first.tokens.begin(), first.tokens.end()).size(), 8u);
+  const DataState state = data.state();
+  const Sequences second = data.next(trace_, log_);
+  EXPECT_NE(first.tokens, second.tokens);
+  EXPECT_EQ(open(state).next(trace_, log_).tokens, second.tokens);
+}
+
+TEST_F(TrainingDataTest, SyntheticSequencesAreTheSameOnEveryGrid) {
+  options_.data.synthetic = true;
+  const Sequences whole = synthetic_step(options_, grid_, 6);
+  Grid half = Grid::plan(2, 1);  // its rank 0 has the first of the two sequences
+  const Sequences part = synthetic_step(options_, half, 6);
+  ASSERT_EQ(part.count, 1);
+  EXPECT_TRUE(std::equal(part.tokens.begin(), part.tokens.end(), whole.tokens.begin()));
 }
 
 TEST_F(TrainingDataTest, ValidationIsTheBeginningOfItsFilesOrOfTheHeldOutPart) {
