@@ -258,6 +258,7 @@ void StepBench::scans(std::int64_t sources) {
                           .dz = in.random(shape, compute_),
                           .dgate = if_dense(),
                           .q = if_dense(),
+                          .out = in.random(shape, compute_),
                           .dA_log = in.filled({D_, N_}, 0),
                           .dskip = in.filled({D_}, 0),
                           .ddt_bias = in.filled({D_}, 0),

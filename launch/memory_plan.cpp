@@ -26,7 +26,10 @@ std::int64_t micro_batch_of(const TrainOptions::Train& train, int data_size) {
 }
 
 LanguageModel::Options model_options(const TrainOptions::Train& train) {
-  return {.recompute = train.recompute == "block" ? Recompute::block : Recompute::none, .loss_chunk = train.loss_chunk};
+  const Recompute recompute = train.recompute == "block"       ? Recompute::block
+                              : train.recompute == "selective" ? Recompute::selective
+                                                               : Recompute::none;
+  return {.recompute = recompute, .loss_chunk = train.loss_chunk};
 }
 
 MemoryPlan plan_memory(const TrainOptions& options, int data_size, int tensor_size, DeviceKind kind) {

@@ -57,7 +57,10 @@ void add_train(OptionTable& table, TrainOptions::Train& train) {
   table.add("train.dtype", train.dtype,
             "Type of activations and matrices; masters and sums are float32. auto: bfloat16 on a GPU.",
             {"auto", "float32", "bfloat16"});
-  table.add("train.recompute", train.recompute, "What backward computes again instead of keeping it.", {"none", "block"});
+  table.add("train.recompute", train.recompute,
+            "What backward computes again instead of keeping it: nothing; what costs little (selective); all but a block's "
+            "input and the scan's states (block).",
+            {"none", "selective", "block"});
   table.add("train.loss_chunk", train.loss_chunk, "Tokens whose logits exist at once.", kFromOne);
   table.add("train.valid_every", train.valid_every, "Steps between validations; 0: only at the end.", kFromZero);
   table.add("train.valid_sequences", train.valid_sequences, "Sequences of a validation, over all ranks.", kFromOne);

@@ -51,21 +51,21 @@ void Decoder::run(Stream& stream, Arena& arena, const Tensor& tokens, const Tens
   const ActivationShape shape{tokens.size(0), tokens.size(1), model_.local_channels(), model_.compute_dtype(),
                               tokens.device().kind};
   DenseHistory history(arena, config, shape, /*training=*/false, Recompute::none, model_.mixers());
-  const Tensor update = arena.allocate({shape.batch, shape.tokens, config.d_model}, shape.compute, "residual stream");
+  const Shape stream_shape{shape.batch, shape.tokens, config.d_model};
+  const Tensor residual = arena.allocate(stream_shape, DType::f32, "residual stream");
+  const Tensor update = arena.allocate(stream_shape, shape.compute, "residual stream");
   std::vector<ScanRecurrence> sources;
 
-  Tensor residual = history.kept(0).residual;
   model_.vocabulary().embed(stream, tokens, residual);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const Mixer& mixer = model_.mixers()[static_cast<std::size_t>(layer)];
     const LayerState& state = states_[static_cast<std::size_t>(layer)];
     const Mixer::Carry carry{state.conv_history, state.before, state.after};
-    const DenseHistory::Kept& kept = history.kept(layer);
-    history.claim(layer);
-    add_rmsnorm_forward(stream, residual, layer == 0 ? Tensor() : update, model_.norm(layer).value, kept.residual,
-                        history.projected(layer).x, kept.rstd);
-    residual = kept.residual;
-    mixer.project(stream, history.projected(layer), carry, /*dbc_is_kept=*/false);
+    history.claim(DenseHistory::Part::scan_inputs, layer);
+    add_rmsnorm_forward(stream, residual, layer == 0 ? Tensor() : update, model_.norm(layer).value, residual,
+                        history.projected(layer).x, history.rstd(layer));
+    mixer.project(stream, history.projected(layer), carry, {});
+    mixer.gate(stream, history.projected(layer), history.mixed(layer));
     const auto below = history.sources(layer);
     sources.assign(below.begin(), below.end());
     for (std::size_t s = 0; s < sources.size(); ++s) {

@@ -7,52 +7,73 @@ namespace dm {
 
 DenseHistory::DenseHistory(Arena& arena, const ModelConfig& config, const ActivationShape& shape, bool training,
                            Recompute recompute, std::span<const Mixer> mixers)
-    : config_(config), mixers_(mixers), compute_(shape.compute) {
-  const auto L = static_cast<std::size_t>(config.layers), window = static_cast<std::size_t>(config.dense_depth) + 1;
-  const std::size_t kept_slots = training ? L : std::min(L, window);
-  const std::size_t projected_slots = training && recompute == Recompute::none ? L : std::min(L, window);
-  const std::size_t mixed_slots = training && recompute == Recompute::none ? L : 1;
-  const std::int64_t B = shape.batch, T = shape.tokens, C = config.d_model, N = config.d_state;
+    : config_(config), mixers_(mixers) {
+  const std::int64_t L = config.layers, window = std::min(L, config.dense_depth + 1);
+  const std::int64_t B = shape.batch, T = shape.tokens, C = config.d_model, N = config.d_state, G = config.gate_rank;
+  const Shape channels{B, T, shape.local_channels}, dbc{B, T, config.dt_rank + 2 * N};
+  const DType compute = shape.compute;
+  projected_.resize(static_cast<std::size_t>(L));
+  mixed_.resize(static_cast<std::size_t>(L));
+  chunk_states_.resize(static_cast<std::size_t>(L));
 
-  for (std::size_t slot = 0; slot < kept_slots; ++slot) {
-    Kept kept;
-    kept.residual = arena.allocate({B, T, C}, DType::f32, "residual stream");
-    kept.rstd = arena.allocate({shape.rows()}, DType::f32, "residual stream");
-    if (training) {
-      const ScanStates states = scan_states(shape.device, shape.compute, B, T, shape.local_channels, N);
-      kept.chunk_states = arena.allocate(states.shape, states.dtype, "scan chunk states");
+  // Calls set(layer, tensor) for every layer with the tensor of its slot.
+  const auto ring = [&](std::int64_t slots, Shape tensor_shape, DType dtype, std::string_view tag, const auto& set) {
+    for (std::int64_t slot = 0; slot < slots; ++slot) {
+      const Tensor tensor = arena.allocate(tensor_shape, dtype, tag);
+      for (std::int64_t layer = slot; layer < L; layer += slots) set(layer, tensor);
     }
-    kept_.push_back(kept);
-    dbc_.push_back(arena.allocate({B, T, config.dt_rank + 2 * N}, DType::f32, "x_proj outputs"));
-  }
-  for (std::size_t slot = 0; slot < projected_slots; ++slot) {
-    projected_.push_back(Mixer::Projected::allocate(arena, config, shape));
-  }
-  for (std::size_t slot = 0; slot < mixed_slots; ++slot) {
-    const bool dense = mixed_slots == L ? mixers[slot].dense() : config.dense_depth > 0;
-    mixed_.push_back(Mixer::Mixed::allocate(arena, config, shape, dense));
-  }
-  if (training && config.dense_depth > 0) {
-    for (std::size_t slot = 0; slot < std::min(L, window); ++slot) {
-      q_.push_back(arena.allocate({B, T, shape.local_channels}, shape.compute, "dense cotangents"));
-    }
-  }
-  projected_owner_.assign(projected_slots, -1);
-  mixed_owner_.assign(mixed_slots, -1);
-}
+  };
+  const auto into = [&](std::vector<Tensor>& tensors) {
+    tensors.resize(static_cast<std::size_t>(L));
+    return [&tensors](std::int64_t layer, const Tensor& tensor) { tensors[index(layer)] = tensor; };
+  };
+  const auto project = [&](Tensor Mixer::Projected::*member) {
+    return [this, member](std::int64_t layer, const Tensor& tensor) { projected_[index(layer)].*member = tensor; };
+  };
+  const auto mix = [&](Tensor Mixer::Mixed::*member) {
+    return [this, member](std::int64_t layer, const Tensor& tensor) { mixed_[index(layer)].*member = tensor; };
+  };
+  // Of a part that backward makes again at these levels of recomputation.
+  const auto slots_of = [&](Part part, bool made_again, std::int64_t at_once) {
+    const std::int64_t slots = training && !made_again ? L : at_once;
+    owners_[static_cast<std::size_t>(part)].assign(static_cast<std::size_t>(slots), -1);
+    return slots;
+  };
 
-void DenseHistory::claim(std::int64_t layer) {
-  const std::size_t slot = index(layer, projected_);
-  projected_[slot].dbc = dbc_[index(layer, dbc_)];
-  if (compute_ == DType::f32) projected_[slot].dbc_operand = projected_[slot].dbc;
-  projected_owner_[slot] = layer;
+  const std::int64_t kept = training ? L : window;
+  ring(kept, {shape.rows()}, DType::f32, "normalised inputs", into(rstd_));
+  ring(kept, {B, T, C}, compute, "normalised inputs", project(&Mixer::Projected::x));
+  ring(kept, dbc, DType::f32, "x_proj outputs", project(&Mixer::Projected::dbc));
+  if (training) {
+    const ScanStates states = scan_states(shape.device, compute, B, T, shape.local_channels, N);
+    ring(kept, states.shape, states.dtype, "scan chunk states", into(chunk_states_));
+  }
+  const std::int64_t inputs = slots_of(Part::xh_z, recompute == Recompute::block, window);
+  ring(inputs, channels, compute, "in_proj outputs", project(&Mixer::Projected::xh));
+  ring(inputs, channels, compute, "in_proj outputs", project(&Mixer::Projected::z));
+  const std::int64_t scan_inputs = slots_of(Part::scan_inputs, recompute != Recompute::none, window);
+  ring(scan_inputs, channels, compute, "convolution outputs", project(&Mixer::Projected::u));
+  ring(scan_inputs, channels, compute, "time steps", project(&Mixer::Projected::dt));
+  if (compute == DType::f32) {
+    for (Mixer::Projected& projected : projected_) projected.dbc_operand = projected.dbc;
+  } else {
+    ring(scan_inputs, dbc, compute, "x_proj outputs", project(&Mixer::Projected::dbc_operand));
+  }
+  ring(1, channels, compute, "scan output", mix(&Mixer::Mixed::out));
+  const std::int64_t gates = slots_of(Part::gate, recompute != Recompute::none, 1);
+  if (config.dense_depth > 0) {
+    ring(gates, {B, T, G}, compute, "dense gates", mix(&Mixer::Mixed::gate_input));
+    ring(gates, {B, T, G}, compute, "dense gates", mix(&Mixer::Mixed::gate_hidden));
+    ring(gates, channels, compute, "dense gates", mix(&Mixer::Mixed::gate));
+    if (training) ring(window, channels, compute, "dense cotangents", into(q_));
+  }
 }
 
 std::span<const ScanRecurrence> DenseHistory::sources(std::int64_t layer) {
   sources_.clear();
   for (std::int64_t below = layer - 1; below >= layer - config_.sources_of(layer); --below) {
-    require(holds_projected(below), "a dense source's projections are gone");
-    sources_.push_back(mixers_[static_cast<std::size_t>(below)].recurrence(projected(below), kept(below).chunk_states, {}));
+    require(holds(Part::scan_inputs, below), "a dense source's scan inputs are gone");
+    sources_.push_back(mixers_[index(below)].recurrence(projected(below), chunk_states(below), {}));
   }
   return sources_;
 }
@@ -61,13 +82,13 @@ std::span<const ScanReader> DenseHistory::readers(std::int64_t layer) {
   readers_.clear();
   const std::int64_t last = std::min(config_.layers - 1, layer + config_.dense_depth);
   for (std::int64_t above = layer + 1; above <= last; ++above) {
-    readers_.push_back({q_[index(above, q_)], dbc_[index(above, dbc_)]});
+    readers_.push_back({q_[index(above)], projected(above).dbc});
   }
   return readers_;
 }
 
 Tensor DenseHistory::q(std::int64_t layer) const {
-  return config_.sources_of(layer) > 0 ? q_[index(layer, q_)] : Tensor();
+  return config_.sources_of(layer) > 0 ? q_[index(layer)] : Tensor();
 }
 
 }  // namespace dm

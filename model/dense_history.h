@@ -3,44 +3,44 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "model/mixer.h"
 
 namespace dm {
 
-/// Whether backward finds everything forward made, or makes most of it again block by block.
-enum class Recompute : std::uint8_t { none, block };
+/// What backward makes again instead of finding it kept. Bytes kept a token and layer in bf16, and what is repeated:
+///   none       26 C + 4 (R + 2N)   nothing but the scan's output, which its backward gives anyway
+///   selective  18 C + 4 (R + 2N)   the convolution, dt_proj and the gate: large results of little work
+///   block      10 C + 4 (R + 2N)   in_proj too: only a block's input, x_proj's output and the scan's states are kept
+enum class Recompute : std::uint8_t { none, selective, block };
 
 /// Trainers assume that one residual stream connects layers; here layer l also reads the recurrences of layers l−M … l−1,
 /// and in backward receives the rank-one sources (q, C) of layers l+1 … l+M. This type holds those activations in rings: a
 /// layer's entry lives until nobody reads it, and the arena's plan accounts for it.
 ///
-/// Kept for every layer until its backward (4·(C + 2·D·N/kScanChunk + R + 2N) bytes a token): the residual before the layer,
-/// x_proj's reduced output, the scan's chunk states. The rest has as many slots as `slots_for` says: all layers, or M + 1
-/// when backward recomputes or there is no backward.
+/// A ring has a slot for every layer where backward is to find what forward made, else M + 1: as many as are read at a time.
+/// x_proj's output is kept for every layer, so that recomputation never communicates.
 class DenseHistory {
  public:
-  struct Kept {
-    Tensor residual;      ///< [B, T, C] f32: the residual stream before the layer.
-    Tensor rstd;          ///< [B·T] f32 of its norm.
-    Tensor chunk_states;  ///< As `scan_states` says; absent without backward.
-  };
-
   /// Allocates from `arena` for one forward (and backward, when `training`).
   DenseHistory(Arena& arena, const ModelConfig& config, const ActivationShape& shape, bool training, Recompute recompute,
                std::span<const Mixer> mixers);
 
-  const Kept& kept(std::int64_t layer) const { return kept_[index(layer, kept_)]; }
-  /// The projections' slot of `layer`; `claim` says that it now holds that layer's.
-  const Mixer::Projected& projected(std::int64_t layer) const { return projected_[index(layer, projected_)]; }
-  const Mixer::Mixed& mixed(std::int64_t layer) const { return mixed_[index(layer, mixed_)]; }
-  void claim(std::int64_t layer);
-  bool holds_projected(std::int64_t layer) const { return projected_owner_[index(layer, projected_)] == layer; }
-  bool holds_mixed(std::int64_t layer) const { return mixed_owner_[index(layer, mixed_)] == layer; }
-  void claim_mixed(std::int64_t layer) { mixed_owner_[index(layer, mixed_)] = layer; }
+  /// [B·T] f32, of the norm before `layer`, which writes the normalised input to projected(layer).x.
+  Tensor rstd(std::int64_t layer) const { return rstd_[index(layer)]; }
+  /// As `scan_states` says; absent without backward.
+  Tensor chunk_states(std::int64_t layer) const { return chunk_states_[index(layer)]; }
+  /// In the slots of `layer`, whatever layer they hold; `claim` says that they now hold that one's.
+  const Mixer::Projected& projected(std::int64_t layer) const { return projected_[index(layer)]; }
+  const Mixer::Mixed& mixed(std::int64_t layer) const { return mixed_[index(layer)]; }
 
-  /// The recurrences that `layer` reads, nearest first. Their projections must be held. Valid until the next call.
+  enum class Part : std::uint8_t { xh_z, scan_inputs, gate };
+  bool holds(Part part, std::int64_t layer) const { return owner(part, layer) == layer; }
+  void claim(Part part, std::int64_t layer) { owner(part, layer) = layer; }
+
+  /// The recurrences that `layer` reads, nearest first. Their scan inputs must be held. Valid until the next call.
   std::span<const ScanRecurrence> sources(std::int64_t layer);
   /// The layers that read `layer`, whose q their backward has written, nearest first. Valid until the next call.
   std::span<const ScanReader> readers(std::int64_t layer);
@@ -48,21 +48,19 @@ class DenseHistory {
   Tensor q(std::int64_t layer) const;
 
  private:
-  template <class T>
-  static std::size_t index(std::int64_t layer, const std::vector<T>& ring) {
-    return static_cast<std::size_t>(layer) % ring.size();
+  static std::size_t index(std::int64_t layer) { return static_cast<std::size_t>(layer); }
+  std::int64_t& owner(Part part, std::int64_t layer) {
+    std::vector<std::int64_t>& owners = owners_[static_cast<std::size_t>(part)];
+    return owners[index(layer) % owners.size()];
   }
+  std::int64_t owner(Part part, std::int64_t layer) const { return const_cast<DenseHistory*>(this)->owner(part, layer); }
 
   const ModelConfig& config_;
   std::span<const Mixer> mixers_;
-  DType compute_;
-  std::vector<Kept> kept_;
-  std::vector<Tensor> dbc_;
+  std::vector<Tensor> rstd_, chunk_states_, q_;  // by layer, several of which may share a slot, like the next two
   std::vector<Mixer::Projected> projected_;
-  std::vector<std::int64_t> projected_owner_;
   std::vector<Mixer::Mixed> mixed_;
-  std::vector<std::int64_t> mixed_owner_;
-  std::vector<Tensor> q_;
+  std::vector<std::int64_t> owners_[3];  // the layer in each slot of a part's ring
   std::vector<ScanRecurrence> sources_;
   std::vector<ScanReader> readers_;
 };

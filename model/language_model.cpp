@@ -8,6 +8,8 @@
 
 namespace dm {
 
+using Part = DenseHistory::Part;
+
 LanguageModel::LanguageModel(const ModelConfig& config, const ParameterStore& store, Communicator& tensor)
     : config_(config),
       compute_(store.compute_dtype()),
@@ -30,46 +32,42 @@ LanguageModel::Top LanguageModel::forward(Stream& stream, Arena& arena, const Te
   const auto allocate = [&](Shape shape, DType dtype) { return arena.allocate(shape, dtype, "residual stream"); };
   const Top top{allocate(stream_shape, DType::f32), allocate({tokens.numel()}, DType::f32),
                 allocate(stream_shape, compute_)};
-  const Tensor update = top.x;  // a layer's output, until the next norm adds it to the residual stream
+  const Tensor residual = top.residual, update = top.x;  // update: a layer's output, until the next norm adds it
   const auto before_use = [&](int block) {
     if (hooks.before_use) hooks.before_use(block);
   };
 
   before_use(small_block(config_));
   before_use(0);
-  vocabulary_.embed(stream, tokens, history.kept(0).residual);
-  Tensor residual = history.kept(0).residual;
+  vocabulary_.embed(stream, tokens, residual);
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
     const Mixer& mixer = mixers_[static_cast<std::size_t>(layer)];
-    const DenseHistory::Kept& kept = history.kept(layer);
-    before_use(static_cast<int>(layer) + 1);
-    history.claim(layer);
-    history.claim_mixed(layer);
     const Mixer::Projected& projected = history.projected(layer);
     const Mixer::Mixed& mixed = history.mixed(layer);
-    add_rmsnorm_forward(stream, residual, layer == 0 ? Tensor() : update, norm(layer).value, kept.residual, projected.x,
-                        kept.rstd);
-    mixer.project(stream, projected, {}, /*dbc_is_kept=*/false);
-    mixer.mix(stream, projected, kept.chunk_states, {}, history.sources(layer), mixed);
+    before_use(static_cast<int>(layer) + 1);
+    for (const Part part : {Part::xh_z, Part::scan_inputs, Part::gate}) history.claim(part, layer);
+    add_rmsnorm_forward(stream, residual, layer == 0 ? Tensor() : update, norm(layer).value, residual, projected.x,
+                        history.rstd(layer));
+    mixer.project(stream, projected, {}, {});
+    mixer.gate(stream, projected, mixed);
+    mixer.mix(stream, projected, history.chunk_states(layer), {}, history.sources(layer), mixed);
     mixer.output(stream, mixed, update);
-    residual = kept.residual;
   }
-  add_rmsnorm_forward(stream, residual, update, final_norm_.value, top.residual, top.x, top.rstd);
+  add_rmsnorm_forward(stream, residual, update, final_norm_.value, residual, top.x, top.rstd);
   return top;
 }
 
 void LanguageModel::restore(Stream& stream, std::int64_t layer, DenseHistory& history) const {
   for (std::int64_t at = layer - config_.sources_of(layer); at <= layer; ++at) {
-    if (history.holds_projected(at)) continue;
-    history.claim(at);
-    const DenseHistory::Kept& kept = history.kept(at);
-    add_rmsnorm_forward(stream, kept.residual, Tensor(), norm(at).value, kept.residual, history.projected(at).x, kept.rstd);
-    mixers_[static_cast<std::size_t>(at)].project(stream, history.projected(at), {}, /*dbc_is_kept=*/true);
+    if (history.holds(Part::scan_inputs, at)) continue;
+    const Mixer::Known known{.xh_z = history.holds(Part::xh_z, at), .dbc = true};
+    mixers_[static_cast<std::size_t>(at)].project(stream, history.projected(at), {}, known);
+    history.claim(Part::xh_z, at);
+    history.claim(Part::scan_inputs, at);
   }
-  if (!history.holds_mixed(layer)) {
-    history.claim_mixed(layer);
-    mixers_[static_cast<std::size_t>(layer)].mix(stream, history.projected(layer), Tensor(), {}, history.sources(layer),
-                                                 history.mixed(layer));
+  if (!history.holds(Part::gate, layer)) {
+    mixers_[static_cast<std::size_t>(layer)].gate(stream, history.projected(layer), history.mixed(layer));
+    history.claim(Part::gate, layer);
   }
 }
 
@@ -87,11 +85,10 @@ void LanguageModel::backward(Stream& stream, Arena& arena, const Tensor& tokens,
   rmsnorm_backward(stream, dtop, top.x, top.rstd, final_norm_.value, dresidual, dupdate, final_norm_.gradient);
   for (std::int64_t layer = config_.layers - 1; layer >= 0; --layer) {
     restore(stream, layer, history);
-    const DenseHistory::Kept& kept = history.kept(layer);
     mixers_[static_cast<std::size_t>(layer)].backward(stream, arena, dout, history.projected(layer), history.mixed(layer),
-                                                      kept.chunk_states, history.sources(layer), history.readers(layer),
-                                                      history.q(layer), dx);
-    rmsnorm_backward(stream, dx, history.projected(layer).x, kept.rstd, norm(layer).value, dresidual, dupdate,
+                                                      history.chunk_states(layer), history.sources(layer),
+                                                      history.readers(layer), history.q(layer), dx);
+    rmsnorm_backward(stream, dx, history.projected(layer).x, history.rstd(layer), norm(layer).value, dresidual, dupdate,
                      norm(layer).gradient);
     gradient_done(static_cast<int>(layer) + 1);
   }

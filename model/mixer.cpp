@@ -7,36 +7,6 @@
 
 namespace dm {
 
-Mixer::Projected Mixer::Projected::allocate(Arena& arena, const ModelConfig& config, const ActivationShape& shape) {
-  const auto channels = [&](std::string_view tag) {
-    return arena.allocate({shape.batch, shape.tokens, shape.local_channels}, shape.compute, tag);
-  };
-  Projected projected;
-  projected.x = arena.allocate({shape.batch, shape.tokens, config.d_model}, shape.compute, "normalised inputs");
-  projected.xh = channels("in_proj outputs");
-  projected.z = channels("in_proj outputs");
-  projected.u = channels("convolution outputs");
-  projected.dt = channels("time steps");
-  if (shape.compute != DType::f32) {
-    projected.dbc_operand =
-        arena.allocate({shape.batch, shape.tokens, config.dt_rank + 2 * config.d_state}, shape.compute, "x_proj outputs");
-  }
-  return projected;
-}
-
-Mixer::Mixed Mixer::Mixed::allocate(Arena& arena, const ModelConfig& config, const ActivationShape& shape, bool dense) {
-  Mixed mixed;
-  const Shape channels{shape.batch, shape.tokens, shape.local_channels};
-  if (dense) {
-    const Shape bottleneck{shape.batch, shape.tokens, config.gate_rank};
-    mixed.gate_input = arena.allocate(bottleneck, shape.compute, "dense gates");
-    mixed.gate_hidden = arena.allocate(bottleneck, shape.compute, "dense gates");
-    mixed.gate = arena.allocate(channels, shape.compute, "dense gates");
-  }
-  mixed.out = arena.allocate(channels, shape.compute, "scan outputs");
-  return mixed;
-}
-
 Mixer::Mixer(const ModelConfig& config, std::int64_t layer, const ParameterStore& store, Communicator& tensor)
     : R_(config.dt_rank), N_(config.d_state), dense_(config.sources_of(layer) > 0), tensor_(&tensor) {
   const std::string prefix = mixer_prefix(layer);
@@ -61,14 +31,14 @@ Mixer::Mixer(const ModelConfig& config, std::int64_t layer, const ParameterStore
   }
 }
 
-void Mixer::project(Stream& stream, const Projected& p, const Carry& carry, bool dbc_is_kept) const {
-  linear_forward(stream, p.x, in_xh_.value, p.xh);
+void Mixer::project(Stream& stream, const Projected& p, const Carry& carry, Known known) const {
+  if (!known.xh_z) linear_forward(stream, p.x, in_xh_.value, p.xh);
   causal_conv_silu_forward(stream, p.xh, conv_weight_.value, conv_bias_.value, carry.conv_history, p.u);
-  if (!dbc_is_kept) {
+  if (!known.dbc) {
     linear_forward(stream, p.u, x_proj_.value, p.dbc);
     tensor_->all_reduce(stream, p.dbc);
   }
-  linear_forward(stream, p.x, in_z_.value, p.z);
+  if (!known.xh_z) linear_forward(stream, p.x, in_z_.value, p.z);
   if (p.dbc_operand.dtype() != DType::f32) convert(stream, p.dbc, p.dbc_operand);
   linear_forward(stream, Matrix(p.dbc_operand).columns_of(0, R_), dt_proj_.value, p.dt);
 }
@@ -83,13 +53,15 @@ ScanRecurrence Mixer::recurrence(const Projected& p, const Tensor& chunk_states,
           .chunk_states = chunk_states};
 }
 
+void Mixer::gate(Stream& stream, const Projected& p, const Mixed& m) const {
+  if (!dense_) return;
+  linear_forward(stream, p.x, gate_fc1_.value, m.gate_input);
+  silu_forward(stream, m.gate_input, m.gate_hidden);
+  linear_forward(stream, m.gate_hidden, gate_fc2_.value, m.gate);
+}
+
 void Mixer::mix(Stream& stream, const Projected& p, const Tensor& chunk_states, const Carry& carry,
                 std::span<const ScanRecurrence> sources, const Mixed& m) const {
-  if (dense_) {
-    linear_forward(stream, p.x, gate_fc1_.value, m.gate_input);
-    silu_forward(stream, m.gate_input, m.gate_hidden);
-    linear_forward(stream, m.gate_hidden, gate_fc2_.value, m.gate);
-  }
   selective_scan_forward(stream, {.own = recurrence(p, chunk_states, carry.initial_state),
                                   .sources = sources,
                                   .gate = dense_ ? m.gate : Tensor(),
@@ -119,10 +91,9 @@ void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Pro
     return rounded;
   };
 
-  // out = mixed.out · out_projᵀ
+  // out = mixed.out · out_projᵀ, first half
   const Tensor dmixed = scratch(channels, compute);
   linear_backward_input(stream, dout, out_proj_.value, dmixed, Accumulate::overwrite);
-  linear_backward_weight(stream, dout, m.out, out_proj_.gradient);
 
   // The scan. Cotangents of x_proj's output and of the gate's bottleneck share one buffer: they cross the group together.
   const std::int64_t rows = p.dbc.rows(), small = R_ + 2 * N_, G = dense_ ? m.gate_input.size(-1) : 0;
@@ -143,12 +114,15 @@ void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Pro
                                    .dz = dz,
                                    .dgate = dgate,
                                    .q = dense_ ? q : Tensor(),
+                                   .out = m.out,
                                    .dA_log = A_log_.gradient,
                                    .dskip = skip_.gradient,
                                    .ddt_bias = dt_bias_.gradient,
                                    .scratch = scratch({scan_backward_scratch(stream.device().kind, channels[0], channels[1],
                                                                              channels[2], N_, !sources.empty())},
                                                       DType::f32)});
+
+  linear_backward_weight(stream, dout, m.out, out_proj_.gradient);
 
   // dt = δ · dt_projᵀ
   linear_backward_input(stream, ddt, dt_proj_.value, Matrix(ddbc).columns_of(0, R_), Accumulate::overwrite);

@@ -31,27 +31,27 @@ class Mixer {
  public:
   /// What `project` makes: the input of this layer's scan, and of the scans of the layers above that read its states.
   struct Projected {
-    Tensor x;   ///< [B, T, C] the normalised input.
-    Tensor xh;  ///< [B, T, D] in_proj's first half, input of the convolution.
-    Tensor z;   ///< [B, T, D] in_proj's second half.
-    Tensor u;   ///< [B, T, D] after convolution and SiLU.
-    Tensor dt;  ///< [B, T, D] dt_proj's output, before bias and softplus.
-    /// [B, T, R+2N] f32, summed over the tensor group: small, and kept so that recomputation never communicates.
-    Tensor dbc;
+    Tensor x;            ///< [B, T, C] the normalised input.
+    Tensor xh;           ///< [B, T, D] in_proj's first half, input of the convolution.
+    Tensor z;            ///< [B, T, D] in_proj's second half.
+    Tensor u;            ///< [B, T, D] after convolution and SiLU.
+    Tensor dt;           ///< [B, T, D] dt_proj's output, before bias and softplus.
+    Tensor dbc;          ///< [B, T, R+2N] f32, summed over the tensor group.
     Tensor dbc_operand;  ///< The same in the compute dtype, for products; dbc itself where that is f32.
-
-    /// Everything but dbc.
-    static Projected allocate(Arena& arena, const ModelConfig& config, const ActivationShape& shape);
   };
 
-  /// What `mix` makes.
+  /// What `gate` and `mix` make.
   struct Mixed {
     Tensor gate_input;   ///< [B, T, G] fc1's output; absent without sources, like the next two.
     Tensor gate_hidden;  ///< [B, T, G] its silu.
     Tensor gate;         ///< [B, T, D] fc2's output, before its silu.
     Tensor out;          ///< [B, T, D] y ⊙ silu(z).
+  };
 
-    static Mixed allocate(Arena& arena, const ModelConfig& config, const ActivationShape& shape, bool dense);
+  /// What of a Projected is still there from an earlier call of `project`.
+  struct Known {
+    bool xh_z = false;
+    bool dbc = false;  ///< Then nothing is communicated.
   };
 
   /// States at the edges of a piece of sequence, for generation; all absent in training.
@@ -66,14 +66,16 @@ class Mixer {
   /// True when this layer reads the states of layers below.
   bool dense() const { return dense_; }
 
-  /// Fills everything of `projected` but x, which the caller's norm wrote. With `dbc_is_kept` dbc holds its reduced value
-  /// from an earlier call: then nothing is communicated.
-  void project(Stream& stream, const Projected& projected, const Carry& carry, bool dbc_is_kept) const;
+  /// Fills everything of `projected` but x, which the caller's norm wrote, and what is `known`.
+  void project(Stream& stream, const Projected& projected, const Carry& carry, Known known) const;
 
   /// This layer's recurrence as the scans of the layers above run it.
   ScanRecurrence recurrence(const Projected& projected, const Tensor& chunk_states, const Tensor& initial_state) const;
 
-  /// Gate, scan and dense readout. `chunk_states` [B, S, D, N] may be absent: then none are saved.
+  /// The gate of the dense readout, before its silu; nothing without sources.
+  void gate(Stream& stream, const Projected& projected, const Mixed& mixed) const;
+
+  /// Scan and dense readout, with the gate made. `chunk_states` [B, S, D, N] may be absent: then none are saved.
   void mix(Stream& stream, const Projected& projected, const Tensor& chunk_states, const Carry& carry,
            std::span<const ScanRecurrence> sources, const Mixed& mixed) const;
 
@@ -82,7 +84,8 @@ class Mixer {
 
   /// From dout [B, T, C] (cotangent of `output`'s out): dx [B, T, C] (overwritten, complete on every rank), q [B, T, D]
   /// (written for dense layers: this layer's part in its sources' backward), and all parameter gradients (accumulated).
-  /// Overwrites projected.z and mixed.gate. Scratch comes from `arena` and is given back.
+  /// Of `mixed` it reads the gate; mixed.out is made again. Overwrites projected.z and mixed.gate. Scratch comes from
+  /// `arena` and is given back.
   void backward(Stream& stream, Arena& arena, const Tensor& dout, const Projected& projected, const Mixed& mixed,
                 const Tensor& chunk_states, std::span<const ScanRecurrence> sources, std::span<const ScanReader> readers,
                 const Tensor& q, const Tensor& dx) const;

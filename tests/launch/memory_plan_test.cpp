@@ -51,8 +51,11 @@ TEST(MemoryPlan, IsWhatTrainingTakes) {
   TrainOptions options = tiny();
   const std::int64_t plain = used_by_training(options);
   EXPECT_EQ(plain, plan_memory(options, 1, 1, DeviceKind::cpu).activation_bytes);
+  options.train.recompute = "selective";
+  const std::int64_t selective = used_by_training(options);
+  EXPECT_LT(selective, plain);
   options.train.recompute = "block";
-  EXPECT_LT(used_by_training(options), plain);
+  EXPECT_LT(used_by_training(options), selective);
   options.train.loss_chunk = 8;
   used_by_training(options);
   options.train.micro_batch = 1;

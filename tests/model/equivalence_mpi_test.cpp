@@ -139,11 +139,15 @@ TEST_P(Equivalence, TenStepsFollowOneRank) {
 
 std::string name_of_case(const ::testing::TestParamInfo<Equivalence::ParamType>& info) {
   const auto [depth, recompute] = info.param;
-  return "Depth" + std::to_string(depth) + (recompute == Recompute::block ? "Recompute" : "");
+  return "Depth" + std::to_string(depth) +
+         (recompute == Recompute::none    ? ""
+          : recompute == Recompute::block ? "Block"
+                                          : "Selective");
 }
 
 INSTANTIATE_TEST_SUITE_P(Model, Equivalence,
-                         ::testing::Combine(::testing::Values(0, 2), ::testing::Values(Recompute::none, Recompute::block)),
+                         ::testing::Combine(::testing::Values(0, 2),
+                                            ::testing::Values(Recompute::none, Recompute::selective, Recompute::block)),
                          name_of_case);
 
 /// Passes collectives on, except one all-reduce or every reduce-scatter, which it leaves out on every rank.
@@ -207,7 +211,7 @@ TEST(EquivalenceItself, AnyForgottenSumShows) {
 TEST(TensorParallel, RecomputationDoesNotCommunicate) {
   const ModelConfig config = small_config(2);
   std::vector<std::pair<std::int64_t, std::int64_t>> counts;
-  for (const Recompute recompute : {Recompute::none, Recompute::block}) {
+  for (const Recompute recompute : {Recompute::none, Recompute::selective, Recompute::block}) {
     auto world = make_mpi_communicator();
     const int ranks = world->size();
     ModelRank rank(config, Grid::make(std::move(world), ranks), open_specs(config));
@@ -222,7 +226,7 @@ TEST(TensorParallel, RecomputationDoesNotCommunicate) {
 TEST(TensorParallel, RecomputeAndASecondRunGiveTheSameBits) {
   const ModelConfig config = small_config(2);
   std::vector<std::vector<float>> gradients;
-  for (const Recompute recompute : {Recompute::none, Recompute::none, Recompute::block}) {
+  for (const Recompute recompute : {Recompute::none, Recompute::none, Recompute::selective, Recompute::block}) {
     auto world = make_mpi_communicator();
     const int ranks = world->size();
     ModelRank rank(config, Grid::make(std::move(world), ranks), open_specs(config));

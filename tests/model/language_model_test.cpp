@@ -92,9 +92,11 @@ TEST_P(WholeModel, RecomputeGivesTheSameBits) {
   const Batch batch = some_batch(2, 70);
   const double kept = rank_.forward_backward(batch, {.recompute = Recompute::none});
   const std::vector<float> gradients = rank_.gradients();
-  rank_.clear_gradients();
-  EXPECT_EQ(rank_.forward_backward(batch, {.recompute = Recompute::block}), kept);
-  EXPECT_TRUE(same_bits(rank_.gradients(), gradients));
+  for (const Recompute recompute : {Recompute::selective, Recompute::block}) {
+    rank_.clear_gradients();
+    EXPECT_EQ(rank_.forward_backward(batch, {.recompute = recompute}), kept);
+    EXPECT_TRUE(same_bits(rank_.gradients(), gradients));
+  }
 }
 
 TEST_P(WholeModel, TwoRunsGiveTheSameBits) {
@@ -125,7 +127,7 @@ TEST_P(WholeModel, PlansAreExactForEveryCallAndShape) {
        std::vector<std::pair<std::int64_t, std::int64_t>>{{1, 1}, {3, 2}, {1, 33}, {2, 64}}) {
     const Batch batch = some_batch(sequences, length);
     for (const std::int64_t chunk : {1, 7, 1024}) {
-      for (const Recompute recompute : {Recompute::none, Recompute::block}) {
+      for (const Recompute recompute : {Recompute::none, Recompute::selective, Recompute::block}) {
         const double loss = rank_.forward_backward(batch, {.recompute = recompute, .loss_chunk = chunk});
         EXPECT_NEAR(rank_.evaluate(batch, {.recompute = recompute, .loss_chunk = chunk}), loss, 1e-6 * loss);
       }
@@ -159,7 +161,7 @@ TEST_P(WholeModel, PaddingTokensHaveNoGradientFromTheHead) {
 
 TEST_P(WholeModel, BlocksAreUsedAndDoneInOrderAndOnce) {
   const Batch batch = some_batch();
-  for (const Recompute recompute : {Recompute::none, Recompute::block}) {
+  for (const Recompute recompute : {Recompute::none, Recompute::selective, Recompute::block}) {
     std::vector<int> used, done;
     std::vector<std::vector<float>> complete;
     float loss = 0;
