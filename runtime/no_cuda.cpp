@@ -20,6 +20,12 @@ int device_count() {
 void require_device(int) {
   refuse();
 }
+void require_architecture(const std::string&, int, int) {
+  refuse();
+}
+std::string device_identity(int) {
+  refuse();
+}
 std::string describe_device(int) {
   refuse();
 }

@@ -54,18 +54,33 @@ void require_device(int device) {
          ExitCode::usage);
   }
   if (device >= count) {
-    fail("this node has " + std::to_string(count) + " GPUs and rank " + std::to_string(device + 1) +
-             " of the node needs one of its own; start at most one rank a GPU",
-         ExitCode::usage);
+    fail("there is no GPU " + std::to_string(device) + ": this process sees " + std::to_string(count), ExitCode::usage);
   }
   cudaDeviceProp properties{};
   CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
-  if (properties.major != kMajor || properties.minor != kMinor) {
-    fail(std::string(properties.name) + " has compute capability " + std::to_string(properties.major) + "." +
-             std::to_string(properties.minor) + "; this program was built for " + std::to_string(kMajor) + "." +
-             std::to_string(kMinor) + " (H100, H200)",
-         ExitCode::usage);
+  require_architecture(properties.name, properties.major, properties.minor);
+}
+
+void require_architecture(const std::string& name, int major, int minor) {
+  if (major == kMajor && minor == kMinor) return;
+  fail(name + " has compute capability " + std::to_string(major) + "." + std::to_string(minor) +
+           "; this program was built for " + std::to_string(kMajor) + "." + std::to_string(kMinor) +
+           " (H100, H200); use --run.device cpu",
+       ExitCode::usage);
+}
+
+std::string device_identity(int device) {
+  constexpr char kDigits[] = "0123456789abcdef";
+  cudaDeviceProp properties{};
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  std::string text = "GPU-";
+  for (std::size_t i = 0; i < sizeof properties.uuid.bytes; ++i) {
+    const auto byte = static_cast<unsigned char>(properties.uuid.bytes[i]);
+    text += kDigits[byte >> 4];
+    text += kDigits[byte & 15];
+    if (i == 3 || i == 5 || i == 7 || i == 9) text += '-';
   }
+  return text;
 }
 
 std::string describe_device(int device) {

@@ -14,6 +14,10 @@ int device_count();
 /// Throws Error (usage) with a sentence when `device` does not exist or is not of the architecture this program was built
 /// for.
 void require_device(int device);
+/// The second half of that: a device of this name and compute capability can run this program, or Error (usage).
+void require_architecture(const std::string& name, int major, int minor);
+/// "GPU-5ccbf03e-…", as nvidia-smi -L prints it: the same GPU for every process of every host, whatever its ordinal there.
+std::string device_identity(int device);
 /// "NVIDIA H100 80GB HBM3, 79.2 GiB, 132 multiprocessors"
 std::string describe_device(int device);
 /// Free and total bytes of the device's memory.

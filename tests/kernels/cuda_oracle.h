@@ -135,7 +135,7 @@ struct Side {
 class CudaTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (cuda::device_count() == 0) GTEST_SKIP() << "no GPU";
+    if (cuda::device_count() == 0) GTEST_SKIP() << "skipped: no GPU";
     gpu_.emplace(Device::cuda(0));
   }
 

@@ -47,7 +47,6 @@ class BadInput(TrainTest):
         for options, pattern in (({"train__batsh": 8}, "unknown option '--train.batsh'; did you mean '--train.batch'"),
                                  ({"train__batch": "x"}, "train.batch"),
                                  ({"config": "no-such.cfg"}, "no-such"),
-                                 ({"run__device": "cuda"}, "--run.device cpu"),
                                  ({"data__tokenizer": self.folder / "no.model"}, "no.model"),
                                  ({"model__dense_depth": 9}, "--model.dense_depth is 9"),
                                  ({"inject": "rank=0"}, "--inject")):

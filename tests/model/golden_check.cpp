@@ -19,6 +19,8 @@
 namespace dm {
 namespace {
 
+constexpr int kSkipped = 77;  // SKIP_RETURN_CODE of tests/CMakeLists.txt
+
 /// Largest relative errors: of logits, loss and recurrent logits, and of every gradient in relative norm. bfloat16 keeps 8
 /// bits of every activation and matrix: 3e-2 is a few roundings of each layer; a wrong sum is off by tens of per cent.
 struct Tolerance {
@@ -269,6 +271,10 @@ int check_files(int argc, char** argv) {
     }
   }
   require(!files.empty(), "usage: golden_check [--tensor p] [--device cpu|cuda] [--dtype float32|bfloat16] FILE...");
+  if (device_name == "cuda" && cuda::device_count() < tensor_size) {
+    std::printf("skipped: needs a GPU for each of %d ranks, and sees %d\n", tensor_size, cuda::device_count());
+    return kSkipped;
+  }
   std::unique_ptr<Communicator> world = make_mpi_communicator();
   const Device device = device_name == "cuda" ? Device::cuda(world->rank()) : Device::cpu();  // one node
   const Grid grid = Grid::make(std::move(world), tensor_size, device);
