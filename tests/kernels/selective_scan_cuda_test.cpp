@@ -305,6 +305,10 @@ TEST_P(SelectiveScanCuda, WideAndLong) {
   expect_twins_agree({.B = 1, .T = 5000, .D = 40, .N = 16, .R = 8, .sources = 2, .readers = 1}, GetParam());
 }
 
+TEST_P(SelectiveScanCuda, SequenceOf65536) {
+  expect_twins_agree({.B = 1, .T = 65536, .D = 8, .N = 16, .R = 4, .sources = 1, .readers = 1}, GetParam());
+}
+
 INSTANTIATE_TEST_SUITE_P(ComputeTypes, SelectiveScanCuda, testing::Values(DType::f32, DType::bf16),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 

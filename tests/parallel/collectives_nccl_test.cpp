@@ -1,0 +1,106 @@
+// Every collective over NCCL against the same over MPI, bit for bit: on two ranks, whose sums have no order.
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "parallel/communicator.h"
+#include "parallel/nccl_communicator.h"
+#include "runtime/buffer.h"
+#include "runtime/copy.h"
+#include "tests/testing/device.h"
+
+namespace dm {
+namespace {
+
+/// Bytes that are different on every rank and finite as any type.
+std::vector<std::byte> noise(int rank, std::int64_t bytes) {
+  std::vector<std::byte> values(static_cast<std::size_t>(bytes));
+  std::uint32_t state = 12345u + static_cast<std::uint32_t>(rank);
+  for (std::byte& value : values) {
+    state = state * 1664525u + 1013904223u;
+    value = static_cast<std::byte>(((state >> 24) & 0xbfu) | 0x20u);  // Floats are normal numbers below 2.
+  }
+  return values;
+}
+
+class Nccl : public ::testing::Test {
+ protected:
+  /// The tensors of one collective on both devices.
+  struct Pair {
+    Pair(Shape shape, DType dtype, std::vector<std::byte> start, MemoryReport& report)
+        : host(std::move(start)),
+          on_host(host.data(), shape, dtype, Device::cpu()),
+          owner("collective", std::max<std::int64_t>(1, on_host.bytes()), test_device(), report),
+          on_gpu(owner.tensor(shape, dtype)) {}
+    std::vector<std::byte> host;
+    Tensor on_host;
+    Buffer owner;
+    Tensor on_gpu;
+  };
+
+  std::unique_ptr<Pair> make(DType dtype, std::int64_t count) {
+    auto pair = std::make_unique<Pair>(Shape{count}, dtype, noise(world_->rank(), count * size_of(dtype)), report_);
+    copy(gpu_, pair->on_host, pair->on_gpu);
+    gpu_.synchronize();
+    return pair;
+  }
+  /// `tensor` has the same bits on both sides after work(group, stream, side) of each.
+  template <class Work>
+  void compare(Pair& result, const std::string& what, const Work& work) {
+    work(*world_, cpu_, [](Pair& pair) { return pair.on_host; });
+    work(*nccl_, gpu_, [](Pair& pair) { return pair.on_gpu; });
+    std::vector<std::byte> found(result.host.size());
+    copy(gpu_, result.on_gpu, Tensor(found.data(), result.on_gpu.shape(), result.on_gpu.dtype(), Device::cpu()));
+    gpu_.synchronize();
+    EXPECT_TRUE(found == result.host) << what;
+  }
+
+  void compare_reductions(DType dtype, std::int64_t count) {
+    for (const ReduceOp op : {ReduceOp::sum, ReduceOp::max}) {
+      const auto tensor = make(dtype, count);
+      compare(*tensor, op == ReduceOp::sum ? "all_reduce, sum" : "all_reduce, max",
+              [&](Communicator& group, Stream& stream, const auto& side) { group.all_reduce(stream, side(*tensor), op); });
+    }
+    const auto full = make(dtype, count * world_->size()), shard = make(dtype, count);
+    compare(*shard, "reduce_scatter", [&](Communicator& group, Stream& stream, const auto& side) {
+      group.reduce_scatter(stream, side(*full), side(*shard));
+    });
+  }
+  void compare_moves(DType dtype, std::int64_t count) {
+    const auto shard = make(dtype, count), full = make(dtype, count * world_->size());
+    compare(*full, "all_gather", [&](Communicator& group, Stream& stream, const auto& side) {
+      group.all_gather(stream, side(*shard), side(*full));
+    });
+    const auto whole = make(dtype, count * world_->size());
+    compare(*whole, "all_gather in place", [&](Communicator& group, Stream& stream, const auto& side) {
+      group.all_gather(stream, side(*whole).flat(group.rank() * count, count), side(*whole));
+    });
+    for (int root = 0; root < world_->size(); ++root) {
+      const auto tensor = make(dtype, count);
+      compare(*tensor, "broadcast",
+              [&](Communicator& group, Stream& stream, const auto& side) { group.broadcast(stream, side(*tensor), root); });
+    }
+  }
+
+  MemoryReport report_;
+  Stream cpu_{Device::cpu()}, gpu_{test_device()};
+  std::unique_ptr<Communicator> world_ = make_mpi_communicator();
+  std::unique_ptr<Communicator> nccl_ = make_nccl_communicator(*world_, test_device(), "world", nullptr);
+};
+
+TEST_F(Nccl, GivesTheBitsOfMpi) {
+  for (const DType dtype : {DType::f32, DType::bf16, DType::i32, DType::i64, DType::u8}) {
+    for (const std::int64_t count : {1, 1000003}) {
+      SCOPED_TRACE(std::string(name_of(dtype)) + ", " + std::to_string(count) + " elements");
+      if (dtype != DType::u8) compare_reductions(dtype, count);
+      compare_moves(dtype, count);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dm
