@@ -40,7 +40,7 @@ struct TrainOptions {
     std::int64_t stop_at = 0;            ///< Save and end after this step; 0: at `steps`.
     std::string dtype = "auto";          ///< Of activations and matrices: auto | float32 | bfloat16
     std::string recompute = "none";      ///< none | selective | block
-    std::int64_t loss_chunk = 1024;      ///< Tokens whose logits exist at once.
+    std::int64_t loss_chunk = 4096;      ///< Tokens whose logits exist at once.
     std::int64_t valid_every = 0;        ///< Steps between validations; 0: only at the end.
     std::int64_t valid_sequences = 64;   ///< Sequences of a validation, over all ranks.
     std::int64_t nonfinite_budget = 10;  ///< Skipped updates (NaN or Inf) after which the run stops.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <thread>
 
 #include <fmt/format.h>
 
@@ -57,18 +58,37 @@ std::vector<std::int64_t> lay_out(std::vector<ParameterSpec> specs, int tensor_s
   return block_sizes;
 }
 
-/// Writes the first values of `entry` on this rank to `out`, in local order.
-void write_initial_values(const ParameterStore::Entry& entry, const StorePlace& place, std::uint64_t seed, float* out) {
+/// Writes the first values of elements [begin, begin + count) of `entry` on this rank to `out`, in local order.
+void write_initial_values(const ParameterStore::Entry& entry, const StorePlace& place, std::uint64_t seed,
+                          std::int64_t begin, std::int64_t count, float* out) {
   const RandomStream random(seed, entry.spec.name);
   const std::int64_t columns = as_matrix(entry.spec.shape)[1];
   for (const Rectangle& part :
-       global_rectangles(entry.spec.shape, entry.spec.shard, place.tensor_rank, place.tensor_size, 0, entry.range.size)) {
+       global_rectangles(entry.spec.shape, entry.spec.shard, place.tensor_rank, place.tensor_size, begin, count)) {
     for (std::int64_t row = part.row; row < part.row + part.rows; ++row) {
       for (std::int64_t column = part.column; column < part.column + part.columns; ++column) {
         *out++ = initial_value(entry.spec.init, random, row * columns + column, column);
       }
     }
   }
+}
+
+/// Threads that a rank may use while its GPU waits for it: its share of the cores. Ranks that compute on the CPU have one.
+int initializing_threads(Device device) {
+  if (device.kind == DeviceKind::cpu) return 1;
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  return std::clamp(cores / std::max(cuda::device_count(), 1), 1, 32);
+}
+
+/// Calls work(begin, count) for consecutive parts of [0, size), at the same time.
+template <class Work>
+void in_parallel(int threads, std::int64_t size, const Work& work) {
+  const std::int64_t each = (size + threads - 1) / threads;
+  std::vector<std::jthread> others;
+  for (std::int64_t begin = each; begin < size; begin += each) {
+    others.emplace_back([&work, begin, count = std::min(each, size - begin)] { work(begin, count); });
+  }
+  work(0, std::min(each, size));
 }
 
 }  // namespace
@@ -121,9 +141,11 @@ void ParameterStore::initialize(Stream& stream, std::uint64_t seed) {
     const FlatRange range = partition_.block(block), owned = partition_.owned(block);
     std::vector<float> staging(static_cast<std::size_t>(range.size));
     for (const Entry& entry : entries_) {
-      if (entry.spec.block == block) {
-        write_initial_values(entry, place_, seed, staging.data() + (entry.range.begin - range.begin));
-      }
+      if (entry.spec.block != block) continue;
+      float* out = staging.data() + (entry.range.begin - range.begin);
+      in_parallel(initializing_threads(device_), entry.range.size, [&](std::int64_t begin, std::int64_t count) {
+        write_initial_values(entry, place_, seed, begin, count, out + begin);
+      });
     }
     const Tensor host = Tensor::of(staging.data(), {range.size}), values = this->values(block);
     if (values.dtype() == DType::f32) {
