@@ -43,10 +43,11 @@ class Repeatable(GpuTest):
             self.assert_same_run(f"straight {dtype}", f"parts {dtype}")
 
     def test_recompute_is_the_same_to_the_last_bit(self):
-        self.train("kept")
-        self.train("recomputed", train__recompute="block")
-        self.assertEqual(self.trace("kept"), self.trace("recomputed"))
-        self.assertEqual(self.shards("kept", STEPS), self.shards("recomputed", STEPS))
+        self.train("none", train__recompute="none")
+        for recompute in ("selective", "block"):
+            self.train(recompute, train__recompute=recompute)
+            self.assertEqual(self.trace(recompute), self.trace("none"))
+            self.assertEqual(self.shards(recompute, STEPS), self.shards("none", STEPS))
 
 
 class OtherDevice(GpuTest):
