@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -42,12 +43,67 @@ Batch step_batch(int number) {
   return Batch::random(static_cast<std::uint64_t>(100 + number), kSequences, kLength, small_config(0).vocabulary);
 }
 
-/// This process's rank of the job's grid with tensor groups of that size.
+/// Passes collectives on to a group that others use too, except one all-reduce or every reduce-scatter if told to forget it,
+/// which it then leaves out on every rank.
+class ForgetfulCommunicator final : public Communicator {
+ public:
+  static constexpr int kNothing = -1, kReduceScatter = -2;
+
+  explicit ForgetfulCommunicator(Communicator& group, int forgotten = kNothing)
+      : Communicator(group.rank(), group.size(), group.name(), nullptr), group_(group), forgotten_(forgotten) {}
+
+  std::unique_ptr<Communicator> split(int color, int key, std::string name) override {
+    return group_.split(color, key, std::move(name));
+  }
+  void abort(int exit_code) override { group_.abort(exit_code); }
+
+ protected:
+  void do_all_reduce(Stream& stream, const Tensor& tensor, ReduceOp op) override {
+    if (next_++ != forgotten_) group_.all_reduce(stream, tensor, op);
+  }
+  void do_reduce_scatter(Stream& stream, const Tensor& full, const Tensor& shard) override {
+    if (forgotten_ != kReduceScatter) group_.reduce_scatter(stream, full, shard);
+  }
+  void do_all_gather(Stream& stream, const Tensor& shard, const Tensor& full) override {
+    group_.all_gather(stream, shard, full);
+  }
+  void do_broadcast(Stream& stream, const Tensor& tensor, int root) override { group_.broadcast(stream, tensor, root); }
+  void do_barrier(Stream& stream) override { group_.barrier(stream); }
+
+ private:
+  Communicator& group_;
+  int forgotten_;
+  int next_ = 0;
+};
+
+/// The job's ranks in tensor groups of every size, each grid made once: a start over NCCL takes a second.
+class Grids : public ::testing::Environment {
+ public:
+  /// Members that pass on to the one grid of that size.
+  Grid of(int tensor_size) {
+    if (!grids_.contains(tensor_size)) {
+      grids_.emplace(tensor_size, Grid::make(make_mpi_communicator(), tensor_size, test_device()));
+    }
+    const Grid& one = grids_.at(tensor_size);
+    const auto borrow = [](const std::unique_ptr<Communicator>& group) {
+      return group ? std::make_unique<ForgetfulCommunicator>(*group) : nullptr;
+    };
+    return {.world = borrow(one.world),
+            .data = borrow(one.data),
+            .tensor = borrow(one.tensor),
+            .host_data = borrow(one.host_data),
+            .host_tensor = borrow(one.host_tensor)};
+  }
+  void TearDown() override { grids_.clear(); }  // While MPI is up.
+
+ private:
+  std::map<int, Grid> grids_;
+};
+Grids* const grids = static_cast<Grids*>(::testing::AddGlobalTestEnvironment(new Grids));
+
+/// This process's rank of a grid.
 ModelRank rank_of(const ModelConfig& config, Grid grid) {
   return ModelRank(config, std::move(grid), open_specs(config), {.clip = kClip}, test_device());
-}
-Grid grid_of(int tensor_size) {
-  return Grid::make(make_mpi_communicator(), tensor_size, test_device());
 }
 
 /// Largest over the parameters of ‖gradient − reference's‖ / ‖reference's‖, of the slices that the ranks own after
@@ -98,7 +154,7 @@ class Equivalence : public ::testing::TestWithParam<std::tuple<std::int64_t, Rec
   template <class Check>
   void on_every_layout(const Check& check) {
     for (const Layout& layout : layouts_on(make_mpi_communicator()->size())) {
-      ModelRank rank = rank_of(config_, grid_of(layout.tensor));
+      ModelRank rank = rank_of(config_, grids->of(layout.tensor));
       SCOPED_TRACE(rank.grid().describe() + ", accumulation " + std::to_string(layout.accumulation));
       check(rank, layout.micro());
     }
@@ -162,48 +218,15 @@ INSTANTIATE_TEST_SUITE_P(Model, Equivalence,
                                             ::testing::Values(Recompute::none, Recompute::selective, Recompute::block)),
                          name_of_case);
 
-/// Passes collectives on, except one all-reduce or every reduce-scatter, which it leaves out on every rank.
-class ForgetfulCommunicator final : public Communicator {
- public:
-  static constexpr int kReduceScatter = -1;
-
-  ForgetfulCommunicator(std::unique_ptr<Communicator> group, int forgotten)
-      : Communicator(group->rank(), group->size(), group->name(), nullptr),
-        group_(std::move(group)),
-        forgotten_(forgotten) {}
-
-  std::unique_ptr<Communicator> split(int color, int key, std::string name) override {
-    return group_->split(color, key, std::move(name));
-  }
-  void abort(int exit_code) override { group_->abort(exit_code); }
-
- protected:
-  void do_all_reduce(Stream& stream, const Tensor& tensor, ReduceOp op) override {
-    if (next_++ != forgotten_) group_->all_reduce(stream, tensor, op);
-  }
-  void do_reduce_scatter(Stream& stream, const Tensor& full, const Tensor& shard) override {
-    if (forgotten_ != kReduceScatter) group_->reduce_scatter(stream, full, shard);
-  }
-  void do_all_gather(Stream& stream, const Tensor& shard, const Tensor& full) override {
-    group_->all_gather(stream, shard, full);
-  }
-  void do_broadcast(Stream& stream, const Tensor& tensor, int root) override { group_->broadcast(stream, tensor, root); }
-  void do_barrier(Stream& stream) override { group_->barrier(stream); }
-
- private:
-  std::unique_ptr<Communicator> group_;
-  int forgotten_;
-  int next_ = 0;
-};
-
 TEST(EquivalenceItself, AnyForgottenSumShows) {
   const ModelConfig config = small_config(2);
   ModelRank one(config, test_device());
   one.reduced_gradients(step_batch(1), kSequences, {});
   const auto error_without = [&](int forgotten, int tensor_size) {
-    Grid grid = grid_of(tensor_size);
-    std::unique_ptr<Communicator>& group = tensor_size == 1 ? grid.data : grid.tensor;
-    group = std::make_unique<ForgetfulCommunicator>(std::move(group), forgotten);
+    const Grid whole = grids->of(tensor_size);
+    Grid grid = grids->of(tensor_size);
+    (tensor_size == 1 ? grid.data : grid.tensor) =
+        std::make_unique<ForgetfulCommunicator>(tensor_size == 1 ? *whole.data : *whole.tensor, forgotten);
     ModelRank rank = rank_of(config, std::move(grid));
     rank.reduced_gradients(step_batch(1), kSequences / rank.grid().data->size(), {});
     return worst_gradient(rank, one).first;
@@ -224,7 +247,7 @@ TEST(TensorParallel, RecomputationDoesNotCommunicate) {
   const ModelConfig config = small_config(2);
   std::vector<std::pair<std::int64_t, std::int64_t>> counts;
   for (const Recompute recompute : {Recompute::none, Recompute::selective, Recompute::block}) {
-    ModelRank rank = rank_of(config, grid_of(make_mpi_communicator()->size()));
+    ModelRank rank = rank_of(config, grids->of(make_mpi_communicator()->size()));
     rank.forward_backward(step_batch(1), {.recompute = recompute});
     const CommunicatorCounters& counters = rank.grid().tensor->counters();
     counts.emplace_back(counters.calls, counters.bytes);
@@ -238,7 +261,7 @@ TEST(TensorParallel, RecomputeAndASecondRunGiveTheSameBits) {
   const ModelConfig config = small_config(2);
   std::vector<std::vector<float>> gradients;
   for (const Recompute recompute : {Recompute::none, Recompute::none, Recompute::selective, Recompute::block}) {
-    ModelRank rank = rank_of(config, grid_of(make_mpi_communicator()->size()));
+    ModelRank rank = rank_of(config, grids->of(make_mpi_communicator()->size()));
     rank.forward_backward(step_batch(1), {.recompute = recompute});
     gradients.push_back(rank.gradients());
   }
