@@ -26,8 +26,8 @@ int plan_command(int argc, char** argv) {
     fail(fmt::format("--ranks {} do not divide into tensor groups of {}", ranks, tensor), ExitCode::usage);
   }
   if (options.model.vocabulary == 0) {
-    options.model.vocabulary = options.data.synthetic ? DataSources::kSyntheticVocabulary
-                                                      : make_tokenizer(options.data.tokenizer)->vocabulary();
+    options.model.vocabulary =
+        options.data.synthetic ? DataSources::kSyntheticVocabulary : make_tokenizer(options.data.tokenizer)->vocabulary();
   }
   options.model.resolve();
   const DeviceKind kind = device_kind(options.run.device);

@@ -85,6 +85,11 @@ void add_optimizer(OptionTable& table, TrainOptions::Optimizer& optimizer) {
 void add_parallel(OptionTable& table, TrainOptions::Parallel& parallel) {
   table.section("parallel", "How ranks share the work; data-parallel size is ranks / parallel.tensor.");
   table.add("parallel.tensor", parallel.tensor, "Ranks that share one copy of the model.", kFromOne);
+  table.add(
+      "parallel.overlap", parallel.overlap,
+      "Reduce gradients and gather values beside computation. auto: where data ranks are on several nodes; within one, "
+      "doing it alone takes less time than the kernels beside it would lose.",
+      {"auto", "true", "false"});
   table.add("parallel.watchdog_seconds", parallel.watchdog_seconds,
             "A collective that takes longer ends the job and names who is missing; 0: never.", kNotNegative);
 }

@@ -8,7 +8,9 @@
 #include <fmt/format.h>
 
 #include "kernels/elementwise.h"
+#include "parallel/agreement.h"
 #include "runtime/copy.h"
+#include "runtime/host.h"
 
 namespace dm {
 
@@ -20,11 +22,24 @@ DType compute_dtype_of(const TrainOptions& options, DeviceKind device) {
   return DType::f32;
 }
 
+namespace {
+
+/// On the CPU work is done as it is given, so blocks may as well go one by one, as soon as they can.
+bool overlaps(const std::string& option, Device device, Communicator& data_on_host) {
+  if (option != "auto") return option == "true";
+  if (device.kind == DeviceKind::cpu) return true;
+  const std::vector<std::string> hosts = gather_texts(data_on_host, host_name());
+  return std::any_of(hosts.begin(), hosts.end(), [&](const std::string& host) { return host != hosts.front(); });
+}
+
+}  // namespace
+
 TrainingStep::TrainingStep(const TrainOptions& options, Grid& grid, Device device, Trace* trace, MemoryReport& memory)
     : options_(options),
       grid_(grid),
       stream_(device, trace),
       communication_(device, trace),
+      overlaps_(overlaps(options.parallel.overlap, device, grid.data_on_host())),
       plan_(plan_memory(options, grid.data->size(), grid.tensor->size(), device.kind)) {
   const TrainOptions::Optimizer& o = options.optimizer;
   const PartitionedAdamW::Settings settings{.beta1 = static_cast<float>(o.beta1),
@@ -103,12 +118,13 @@ void TrainingStep::accumulate(Sequences& sequences, const AtPoint& at_point) {
         .gradient_done =
             [&](int block) {
               if (at_once) backward_point();
-              if (last) reduce(block);
+              if (last && overlaps_) reduce(block);
             }};
     (last ? last_micro_batch_ : first_micro_batches_).run(stream_, [&] {
       model_->forward_backward(stream_, *arena_, batch.tokens, batch.targets, scale, model_options(options_.train),
                                results().flat(0, 1), hooks);
-      if (last) reduced_.hold(stream_);
+      if (last && overlaps_) reduced_.hold(stream_);
+      if (last && !overlaps_) optimizer_->reduce_all(stream_);
     });
     if (!at_once) backward_point();
   }
@@ -125,7 +141,10 @@ void TrainingStep::start(Sequences& sequences, double lr, const AtPoint& at_poin
   at_point("gradient");
   optimizer_->add_gradient_norm_squared(stream_, norm_squared);
   grid_.data->all_reduce(stream_, loss_sum);
-  optimizer_->update(stream_, static_cast<float>(lr), loss_sum, norm_squared, [&](int block) { gather(block); });
+  optimizer_->update(stream_, static_cast<float>(lr), loss_sum, norm_squared, [&](int block) {
+    if (overlaps_) gather(block);
+  });
+  if (!overlaps_) optimizer_->gather_all(stream_);
   copy(stream_, results(), slot.results.tensor({2}, DType::f32));
   slot.done.record(stream_);
   ++started_;

@@ -25,10 +25,10 @@ struct Sequences {
   std::vector<std::int32_t> targets;
 };
 
-/// Works for the trainer and for bench-step alike. Collective over the grid. Gradients are reduced on a second stream while
-/// backward goes on, and updated values are gathered there while the next forward begins; on the CPU both are one stream's
-/// work. On a GPU the host runs ahead: `start` returns when the step is given to the device, forward and backward as a graph
-/// that is recorded once, and the one read of a step is `finish`.
+/// Works for the trainer and for bench-step alike. Collective over the grid. With parallel.overlap gradients are reduced on
+/// a second stream while backward goes on, and updated values are gathered there while the next forward begins; else each is
+/// one operation between computations. On a GPU the host runs ahead: `start` returns when the step is given to the device,
+/// forward and backward as a graph that is recorded once, and the one read of a step is `finish`.
 class TrainingStep {
  public:
   /// What a step gave, the same on every rank.
@@ -87,6 +87,7 @@ class TrainingStep {
   Grid& grid_;
   Stream stream_;
   Stream communication_;
+  bool overlaps_;
   MemoryPlan plan_;
   std::optional<ParameterStore> store_;
   std::optional<PartitionedAdamW> optimizer_;

@@ -52,6 +52,18 @@ void PartitionedAdamW::reduce_block(Stream& stream, int block) {
   reduce_scatter_block(stream, *grid_.data, store_.partition(), block, store_.gradients());
 }
 
+void PartitionedAdamW::reduce_all(Stream& stream) {
+  grid_.data->together([&] {
+    for (int block = 0; block < store_.partition().blocks(); ++block) reduce_block(stream, block);
+  });
+}
+
+void PartitionedAdamW::gather_all(Stream& stream) {
+  grid_.data->together([&] {
+    for (int block = 0; block < store_.partition().blocks(); ++block) gather_block(stream, block);
+  });
+}
+
 void PartitionedAdamW::gather_block(Stream& stream, int block) {
   all_gather_block(stream, *grid_.data, store_.partition(), block, store_.values(block));
 }
@@ -125,7 +137,7 @@ std::vector<StatePiece> PartitionedAdamW::pieces_to_load() {
 void PartitionedAdamW::finish_load(Stream& stream) {
   mirror(stream, /*to_host=*/false);
   store_.round_masters(stream);
-  for (int block = 0; block < store_.partition().blocks(); ++block) gather_block(stream, block);
+  gather_all(stream);
   stream.synchronize();
 }
 

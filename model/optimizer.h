@@ -14,7 +14,7 @@
 
 namespace dm {
 
-/// One step is: `reduce_block` for every block as backward completes it (on the last micro-batch),
+/// One step is: `reduce_block` for every block as backward completes it (on the last micro-batch), or `reduce_all` after it,
 /// `add_gradient_norm_squared`, then `update`. Collective over the grid. The host never waits: whether and how far to update
 /// is decided on the device. Holds float32 moments of the owned slices alone: 8 bytes a parameter / data ranks; the masters
 /// are the store's.
@@ -31,8 +31,9 @@ class PartitionedAdamW {
   /// `store` and `grid` outlive the optimizer.
   PartitionedAdamW(const ParameterStore& store, Grid& grid, Settings settings, MemoryReport& report);
 
-  /// Sums the gradients of `block` over the data group into the owners' slices.
+  /// Sums the gradients of `block`, or of all blocks, over the data group into the owners' slices.
   void reduce_block(Stream& stream, int block);
+  void reduce_all(Stream& stream);
 
   /// norm_squared[0], zero before, becomes the squared norm of the whole model's reduced gradient: every logical element
   /// counts once, whichever ranks hold it. The same bits on every rank. norm_squared [1] f32.
@@ -44,8 +45,9 @@ class PartitionedAdamW {
   /// on every rank) is not finite: then nothing changes. Values are complete after `gather_block` of every block, which
   /// `updated` may start.
   void update(Stream& stream, float lr, const Tensor& loss_sum, const Tensor& norm_squared, const BlockUpdated& updated);
-  /// Completes the values of a block over the data group.
+  /// Completes the values of a block, or of all blocks, over the data group.
   void gather_block(Stream& stream, int block);
+  void gather_all(Stream& stream);
 
   /// Number of updates made, [1] i32 on the device: the exponent of the bias corrections.
   Tensor updates() const { return control_.tensor({1}, DType::i32); }

@@ -58,6 +58,13 @@ class Communicator {
   void broadcast(Stream& stream, const Tensor& tensor, int root);
   /// Returns when every rank has called it.
   void barrier(Stream& stream);
+  /// Calls `work`, whose collectives of this group, all on one stream, may run as one. Their tensors do not overlap.
+  template <class Work>
+  void together(const Work& work) {
+    begin_together();
+    work();
+    end_together();
+  }
 
   /// The ranks that pass the same color, ordered by key, as a new group. Collective.
   virtual std::unique_ptr<Communicator> split(int color, int key, std::string name) = 0;
@@ -73,6 +80,8 @@ class Communicator {
   virtual void do_all_gather(Stream& stream, const Tensor& shard, const Tensor& full) = 0;
   virtual void do_broadcast(Stream& stream, const Tensor& tensor, int root) = 0;
   virtual void do_barrier(Stream& stream) = 0;
+  virtual void begin_together() {}
+  virtual void end_together() {}
 
   CollectiveObserver* observer() const { return observer_; }
 

@@ -82,13 +82,24 @@ class NcclCommunicator final : public Communicator {
            "broadcast");
   }
   void do_barrier(Stream&) override { fail("a barrier is for host groups; GPU work is ordered by streams"); }
+  void begin_together() override {
+    together_ = true;
+    nccl_check(ncclGroupStart(), "group start", name());
+  }
+  void end_together() override {
+    together_ = false;
+    finish(ncclGroupEnd(), "group end");
+  }
 
  private:
   static std::size_t count(const Tensor& tensor) { return static_cast<std::size_t>(tensor.numel()); }
   static cudaStream_t queue(Stream& stream) { return cuda::native(stream).stream; }
 
   void finish(ncclResult_t result, const char* what) {
-    if (result == ncclInProgress) return settle(what, kNcclDeadlineSeconds);
+    if (result == ncclInProgress) {
+      if (!together_) settle(what, kNcclDeadlineSeconds);
+      return;
+    }
     nccl_check(result, what, name());
   }
 
@@ -110,6 +121,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   ncclComm_t comm_ = nullptr;
+  bool together_ = false;
 };
 
 }  // namespace
