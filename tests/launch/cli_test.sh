@@ -74,7 +74,7 @@ printf '\xff' | "$DENSEMAMBA" tokenizer encode bytes >"$folder/output" 2>&1 && s
 printf '72 x1' | "$DENSEMAMBA" tokenizer decode bytes >"$folder/output" 2>&1 && same "wrong id" refused accepted
 
 # A run of two steps on one process: inspected, verified, continued; one flipped byte is found.
-run=(train --run.dir "$folder/run" --model.layers 2 --model.d_model 16 --train.batch 2 --train.micro_batch 2
+run=(train --run.device cpu --run.dir "$folder/run" --model.layers 2 --model.d_model 16 --train.batch 2 --train.micro_batch 2
   --train.sequence 32 --train.steps 4 --data.train "$folder/data.jsonl" --data.tokenizer "$folder/tokenizer.model")
 expect 0 "densemamba" "${run[@]}" --train.stop_at 2
 expect 0 "step 2," inspect "$folder/run" --norms
