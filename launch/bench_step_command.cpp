@@ -26,6 +26,7 @@ struct BenchOptions {
 void bench(TrainOptions& options, const BenchOptions& bench_options) {
   std::unique_ptr<Communicator> world = make_mpi_communicator();
   const Device device = choose_device(options.run.device, *world);
+  allow_nvlink_multicast(options.parallel.nvlink_multicast);
   Grid grid = Grid::make(std::move(world), static_cast<int>(options.parallel.tensor), device);
   if (options.model.vocabulary == 0) options.model.vocabulary = DataSources::kSyntheticVocabulary;
   options.model.resolve();

@@ -2,6 +2,7 @@
 #include "launch/device_choice.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <set>
 #include <sstream>
 
@@ -73,6 +74,10 @@ Device choose_device(const std::string& option, Communicator& world) {
   const Device device = Device::cuda(ordinals[static_cast<std::size_t>(world.rank())]);
   run_on_all(world, "device", [&] { cuda::require_device(device.index); });
   return device;
+}
+
+void allow_nvlink_multicast(bool allowed) {
+  ::setenv("NCCL_NVLS_ENABLE", allowed ? "1" : "0", /*overwrite=*/0);
 }
 
 }  // namespace dm

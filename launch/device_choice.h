@@ -30,4 +30,7 @@ std::vector<int> assign_gpus(std::span<const VisibleGpus> ranks);
 /// sees one. Throws Error (usage) on all ranks when a rank finds no GPU of its own or one of another architecture.
 Device choose_device(const std::string& option, Communicator& world);
 
+/// Switches NCCL's NVLink multicast (NVLS) on or off, unless the environment says NCCL_NVLS_ENABLE. Before the first group.
+void allow_nvlink_multicast(bool allowed);
+
 }  // namespace dm

@@ -51,6 +51,7 @@ void train(TrainOptions& options, const OptionTable& table, const StopSignal& st
   FaultInjector faults(options.run.inject, world->rank());
   const Device device = choose_device(options.run.device, *world);
   compute_dtype_of(options, device.kind);
+  allow_nvlink_multicast(options.parallel.nvlink_multicast);
   Grid grid = Grid::make(std::move(world), static_cast<int>(options.parallel.tensor), device, &watchdog);
   Trainer trainer({.options = options,
                    .table = table,

@@ -61,6 +61,7 @@ struct TrainOptions {
   struct Parallel {
     std::int64_t tensor = 1;        ///< Ranks that share one copy of the model.
     std::string overlap = "auto";   ///< auto | true | false
+    bool nvlink_multicast = false;  ///< NCCL's NVLS.
     double watchdog_seconds = 600;  ///< A collective that takes longer ends the job; 0: never.
   } parallel;
 

@@ -38,6 +38,11 @@ class Metrics(TrainTest):
         self.assertAlmostEqual(self.events("alone", "valid")[0]["loss"], valid[1]["loss"], delta=1e-4)
         self.assert_close_run("alone", "run")
 
+    def test_overlap_changes_no_bit(self):
+        self.train("beside", ranks=2, parallel__overlap="true")
+        self.train("alone", ranks=2, parallel__overlap="false")
+        self.assert_same_run("beside", "alone")
+
     def test_torn_line(self):
         self.train("torn", train__stop_at=2)
         path = self.folder / "torn" / "metrics.jsonl"
