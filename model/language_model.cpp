@@ -13,12 +13,12 @@ using Part = DenseHistory::Part;
 LanguageModel::LanguageModel(const ModelConfig& config, const ParameterStore& store, Communicator& tensor)
     : config_(config),
       compute_(store.compute_dtype()),
-      tensor_(&tensor),
+      tensor_(std::make_unique<TensorGroup>(tensor)),
       vocabulary_(config, store, tensor),
       final_norm_(store.parameter("backbone.norm_f.weight")) {
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     norms_.push_back(store.parameter(fmt::format("backbone.layers.{}.norm.weight", layer)));
-    mixers_.emplace_back(config, layer, store, tensor);
+    mixers_.emplace_back(config, layer, store, *tensor_);
   }
 }
 

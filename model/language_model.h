@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "model/dense_history.h"
@@ -48,7 +49,7 @@ class LanguageModel {
   const VocabularyParallel& vocabulary() const { return vocabulary_; }
   DType compute_dtype() const { return compute_; }
   /// D of this rank.
-  std::int64_t local_channels() const { return config_.d_inner() / tensor_->size(); }
+  std::int64_t local_channels() const { return config_.d_inner() / tensor_->ranks().size(); }
 
  private:
   /// The normalised output of the last layer, and what its backward reads.
@@ -67,7 +68,7 @@ class LanguageModel {
 
   const ModelConfig& config_;
   DType compute_;
-  Communicator* tensor_;
+  std::unique_ptr<TensorGroup> tensor_;
   VocabularyParallel vocabulary_;
   std::vector<Parameter> norms_;
   std::vector<Mixer> mixers_;

@@ -7,7 +7,7 @@
 
 namespace dm {
 
-Mixer::Mixer(const ModelConfig& config, std::int64_t layer, const ParameterStore& store, Communicator& tensor)
+Mixer::Mixer(const ModelConfig& config, std::int64_t layer, const ParameterStore& store, TensorGroup& tensor)
     : R_(config.dt_rank), N_(config.d_state), dense_(config.sources_of(layer) > 0), tensor_(&tensor) {
   const std::string prefix = mixer_prefix(layer);
   const auto parameter = [&](const char* name) { return store.parameter(prefix + name); };
@@ -36,9 +36,10 @@ void Mixer::project(Stream& stream, const Projected& p, const Carry& carry, Know
   causal_conv_silu_forward(stream, p.xh, conv_weight_.value, conv_bias_.value, carry.conv_history, p.u);
   if (!known.dbc) {
     linear_forward(stream, p.u, x_proj_.value, p.dbc);
-    tensor_->all_reduce(stream, p.dbc);
+    tensor_->start_sum(stream, p.dbc);
   }
   if (!known.xh_z) linear_forward(stream, p.x, in_z_.value, p.z);
+  if (!known.dbc) tensor_->finish_sum(stream);
   if (p.dbc_operand.dtype() != DType::f32) convert(stream, p.dbc, p.dbc_operand);
   linear_forward(stream, Matrix(p.dbc_operand).columns_of(0, R_), dt_proj_.value, p.dt);
 }
@@ -73,7 +74,7 @@ void Mixer::mix(Stream& stream, const Projected& p, const Tensor& chunk_states, 
 
 void Mixer::output(Stream& stream, const Mixed& m, const Tensor& out) const {
   linear_forward(stream, m.out, out_proj_.value, out);
-  tensor_->all_reduce(stream, out);
+  tensor_->ranks().all_reduce(stream, out);
 }
 
 void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Projected& p, const Mixed& m,
@@ -91,7 +92,7 @@ void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Pro
     return rounded;
   };
 
-  // out = mixed.out · out_projᵀ, first half
+  // out = mixed.out · out_projᵀ
   const Tensor dmixed = scratch(channels, compute);
   linear_backward_input(stream, dout, out_proj_.value, dmixed, Accumulate::overwrite);
 
@@ -122,35 +123,34 @@ void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Pro
                                                                              channels[2], N_, !sources.empty())},
                                                       DType::f32)});
 
-  linear_backward_weight(stream, dout, m.out, out_proj_.gradient);
-
-  // dt = δ · dt_projᵀ
+  // dt = δ · dt_projᵀ and gate = silu(x · fc1ᵀ) · fc2ᵀ, cotangents of what other ranks too have a part in
   linear_backward_input(stream, ddt, dt_proj_.value, Matrix(ddbc).columns_of(0, R_), Accumulate::overwrite);
-  linear_backward_weight(stream, ddt, Matrix(p.dbc_operand).columns_of(0, R_), dt_proj_.gradient);
-
-  // gate = silu(x · fc1ᵀ) · fc2ᵀ, first half
   Tensor dhidden;
   if (dense_) {
     dhidden = crossing.flat(rows * small, rows * G).reshaped(m.gate_hidden.shape());
     linear_backward_input(stream, dgate, gate_fc2_.value, dhidden, Accumulate::overwrite);
-    linear_backward_weight(stream, dgate, m.gate_hidden, gate_fc2_.gradient);
   }
-  tensor_->all_reduce(stream, crossing);
+  tensor_->start_sum(stream, crossing);
 
-  // dbc = u · x_projᵀ and u = silu(conv(xh))
+  // What does not wait for the sum, [xh | z] = x · in_projᵀ from z among it
+  linear_backward_weight(stream, dout, m.out, out_proj_.gradient);
+  linear_backward_weight(stream, ddt, Matrix(p.dbc_operand).columns_of(0, R_), dt_proj_.gradient);
+  if (dense_) linear_backward_weight(stream, dgate, m.gate_hidden, gate_fc2_.gradient);
+  linear_backward_input(stream, dz, in_z_.value, dx, Accumulate::overwrite);
+  tensor_->finish_sum(stream);
+
+  // dbc = u · x_projᵀ, u = silu(conv(xh)), and xh
   const Tensor ddbc_operand = operand(ddbc);
   linear_backward_input(stream, ddbc_operand, x_proj_.value, du, Accumulate::add);
-  linear_backward_weight(stream, ddbc_operand, p.u, x_proj_.gradient);
   const Tensor dxh = dmixed;  // its values are spent
   causal_conv_silu_backward(stream, du, p.xh, conv_weight_.value, conv_bias_.value, dxh, conv_weight_.gradient,
                             conv_bias_.gradient);
-
-  // [xh | z] = x · in_projᵀ
-  linear_backward_input(stream, dxh, in_xh_.value, dx, Accumulate::overwrite);
-  linear_backward_input(stream, dz, in_z_.value, dx, Accumulate::add);
+  linear_backward_input(stream, dxh, in_xh_.value, dx, Accumulate::add);
+  tensor_->start_sum(stream, dx);
+  linear_backward_weight(stream, ddbc_operand, p.u, x_proj_.gradient);
   linear_backward_weight(stream, dxh, p.x, in_xh_.gradient);
   linear_backward_weight(stream, dz, p.x, in_z_.gradient);
-  tensor_->all_reduce(stream, dx);
+  tensor_->finish_sum(stream);
 
   // The gate's fc1 is whole on every rank and so is its cotangent: its part of dx is added after the sum.
   if (dense_) {

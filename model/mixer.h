@@ -7,7 +7,7 @@
 #include "kernels/selective_scan.h"
 #include "model/config.h"
 #include "model/parameter_store.h"
-#include "parallel/communicator.h"
+#include "model/tensor_group.h"
 #include "runtime/arena.h"
 #include "runtime/stream.h"
 
@@ -26,7 +26,8 @@ struct ActivationShape {
 
 /// Channels are cut over the tensor group; three sums over it make the function that of one rank: the small float32 one of
 /// x_proj's output between `project`'s halves, its backward counterpart, and [.., C] at `output` and at the end of
-/// `backward`. Owns no memory; holds views of its parameters and the group's communicator.
+/// `backward`. All but `output`'s run
+/// beside products that do not wait for them. Owns no memory; holds views of its parameters and the group.
 class Mixer {
  public:
   /// What `project` makes: the input of this layer's scan, and of the scans of the layers above that read its states.
@@ -61,7 +62,7 @@ class Mixer {
     Tensor final_state;    ///< [B, D, N] f32, written.
   };
 
-  Mixer(const ModelConfig& config, std::int64_t layer, const ParameterStore& store, Communicator& tensor);
+  Mixer(const ModelConfig& config, std::int64_t layer, const ParameterStore& store, TensorGroup& tensor);
 
   /// True when this layer reads the states of layers below.
   bool dense() const { return dense_; }
@@ -97,7 +98,7 @@ class Mixer {
   Parameter in_xh_, in_z_;  // the two halves of in_proj.weight
   Parameter conv_weight_, conv_bias_, x_proj_, dt_proj_, dt_bias_, A_log_, skip_, out_proj_;
   Parameter gate_fc1_, gate_fc2_;  // absent without sources
-  Communicator* tensor_;
+  TensorGroup* tensor_;
 };
 
 }  // namespace dm
