@@ -21,8 +21,7 @@ struct MainParams {
   Reader<T> reader[kMaxReaders];
   int readers;
   const float* skip;
-  const T* z;
-  const T* dout;
+  const T* rows[4];        ///< u, dt, z, dout
   const T* gated_readout;  ///< silu(gate) ⊙ r, the same memory as du; null without sources.
   T* du;
   T* ddt;
@@ -77,8 +76,8 @@ __global__ void __launch_bounds__(kThreads, 4) segment_kernel(const __grid_const
     const int token = tile * kTile, count = x.states - p.slice * kStates;
     const int column = x.columns - x.states + p.slice * kStates;
     copy_rows<kTile>(stage.dt[0], p.own.dt + x.sequence(b), x, token, first_channel);
-    copy_rows<kTile>(stage.z[0], p.z + x.sequence(b), x, token, first_channel);
-    copy_rows<kTile>(stage.dout[0], p.dout + x.sequence(b), x, token, first_channel);
+    copy_rows<kTile>(stage.z[0], p.rows[2] + x.sequence(b), x, token, first_channel);
+    copy_rows<kTile>(stage.dout[0], p.rows[3] + x.sequence(b), x, token, first_channel);
     copy_columns<kTile>(stage.C[0], p.own.dbc + x.column_rows(b), x, token, column, count);
     for (int k = 0; k < p.readers; ++k) {
       typename Shared::ReaderStage& reader = s.reader(k, tile);

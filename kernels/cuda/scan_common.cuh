@@ -71,7 +71,8 @@ __device__ inline void store4(bf16* to, const float (&x)[4]) {
 
 struct Extents {
   int batch, tokens, channels, states, columns, slices, saved;
-  bool vector;  ///< Rows of activations begin at multiples of 16 bytes.
+  bool vector;          ///< Rows of activations begin at multiples of 16 bytes.
+  bool vector_columns;  ///< So do the B and C columns of projections.
 
   __device__ std::int64_t sequence(int b) const { return static_cast<std::int64_t>(b) * tokens * channels; }
   __device__ std::int64_t column_rows(int b) const { return static_cast<std::int64_t>(b) * tokens * columns; }
@@ -111,11 +112,17 @@ inline Extents extents_of(const ScanRecurrence& own) {
   x.columns = static_cast<int>(own.dbc.size(2));
   x.slices = static_cast<int>(slices_of(x.states)), x.saved = static_cast<int>(saved_of(x.tokens));
   x.vector = x.channels % kVector == 0;
+  x.vector_columns = x.columns % 4 == 0 && x.states % 4 == 0;
   return x;
 }
 /// Every activation that kernels copy 16 bytes at a time is passed here once.
 inline void require_alignment(Extents& x, const Tensor& tensor) {
   x.vector = x.vector && (!tensor || reinterpret_cast<std::uintptr_t>(tensor.data()) % 16 == 0);
+}
+
+/// And every projection whose B and C columns they copy so.
+inline void require_column_alignment(Extents& x, const Tensor& tensor) {
+  x.vector_columns = x.vector_columns && reinterpret_cast<std::uintptr_t>(tensor.data()) % 16 == 0;
 }
 
 /// A · log2(e) of one state, zero outside.

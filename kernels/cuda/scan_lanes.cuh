@@ -1,10 +1,9 @@
-// How the scan's backward kernels share states and channels among the lanes of a warp, and sum over them.
+// How the scan's backward kernels share states and channels among the lanes of a warp, sum over them, and fetch their tiles.
 //
-// A thread owns two channels and four states of each: four lanes share a channel, eight lanes of a warp share a state. Sums
-// over lanes scatter as they go: at each level a lane keeps half of its values and sends the other half to the lane that
-// keeps those. Which half is decided by where values lie, not by selects: lane bits permute a thread's states (and swap its
-// two channels), so that the kept ones always are in the same registers. B and C lie in shared memory in all four orders of
-// states.
+// Lane bits 2 and 3 say which four of 16 states a thread owns, the other bits which channels. Sums over states go over lanes
+// that differ in bits 2 and 3 and scatter on the way: at each level a lane keeps half of its values and sends the other half
+// to the lane that keeps those. Sums over channels go over lanes that differ in bits 0 and 1, which is what a tensor core's
+// product with a matrix of zeros and ones adds up.
 #pragma once
 
 #include "kernels/cuda/scan_common.cuh"
@@ -12,77 +11,147 @@
 namespace dm::cuda::scan::backward {
 
 inline constexpr int kTile = kSavedTokens;
-inline constexpr int kOrders = 4;  ///< Of a thread's four states.
-inline constexpr int kWarps = kThreads / 32;
-/// Rows of sums that two halves of a warp write: half of the banks apart.
-inline constexpr int kSumRow = kChannels + 16;
 /// Shared memory of a block.
 inline constexpr std::size_t kMaxShared = 227 * 1024;
 
-/// What a thread owns: in register c the channel local[c] of the block, in register j the state first_state + (j ^ order) of
-/// the slice.
-struct Lane {
-  int warp, lane, group, order, first_state;
-  int local[2];
+__device__ inline void load2(const float* from, float (&x)[2]) {
+  const float2 v = *reinterpret_cast<const float2*>(from);
+  x[0] = v.x, x[1] = v.y;
+}
+__device__ inline void load2(const bf16* from, float (&x)[2]) {
+  const std::uint32_t word = *reinterpret_cast<const std::uint32_t*>(from);
+  x[0] = __uint_as_float(word << 16), x[1] = __uint_as_float(word & 0xffff0000u);
+}
+__device__ inline void store2(float* to, const float (&x)[2]) {
+  *reinterpret_cast<float2*>(to) = make_float2(x[0], x[1]);
+}
+__device__ inline void store2(bf16* to, const float (&x)[2]) {
+  *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(x[0], x[1]);
+}
 
-  __device__ Lane() {
-    warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    group = lane % 4;            // lane bits 0, 1: which four states
-    order = lane / 4 % kOrders;  // lane bits 2, 3: their order
-    first_state = group * 4;
-    const int pair = warp * 16 + lane / 4 * 2;
-    local[0] = pair + group % 2, local[1] = pair + 1 - group % 2;
-  }
-  __device__ int state(int j) const { return first_state + (j ^ order); }
-  __device__ bool upper_group() const { return (lane & 2) != 0; }
-  __device__ bool upper_half() const { return (lane & 16) != 0; }
+/// Which states a thread owns: first_state … first_state + 3 of the slice.
+struct Lane {
+  int lane, first_state;
+
+  __device__ Lane() : lane(threadIdx.x % 32), first_state(lane / 4 % 4 * 4) {}
+  __device__ bool upper4() const { return (lane & 4) != 0; }
+  __device__ bool upper8() const { return (lane & 8) != 0; }
 };
 
 __device__ inline float exchange(float x, int mask) {
   return __shfl_xor_sync(0xffffffffu, x, mask);
 }
-
-/// Four states' values over the four orders' lanes: the sum of state(0) over channels pairs whose lanes differ in bits 2
-/// and 3.
-__device__ inline float sum_states(const float (&v)[4]) {
-  const float even = v[0] + exchange(v[1], 4), odd = v[2] + exchange(v[3], 4);
-  return even + exchange(odd, 8);
+/// One level of a scattering sum over lanes that differ in the bit `mask`: lower ones get `first`, upper ones `second`.
+__device__ inline float scatter_sum(float first, float second, bool upper, int mask) {
+  return (upper ? second : first) + exchange(upper ? first : second, mask);
 }
 
-/// The four states of this thread in its order.
+/// Two rows of four values a thread, from each of two calls, summed over the four lanes that differ in bits 0 and 1. A
+/// product of 16 × 16 by 16 × 8: the lanes' values are the left factor, its rows the eight groups of lanes, twice; the right
+/// one has a one where value j goes to column 4 · call + j.
 template <class T>
-__device__ void load_states(const T* from, const Lane& lane, float (&h)[4]) {
-  float v[4];
-  load4(from + lane.first_state, v);
-  const bool swap1 = lane.order & 1, swap2 = lane.order & 2;
-  const float a = swap1 ? v[1] : v[0], b = swap1 ? v[0] : v[1], c = swap1 ? v[3] : v[2], d = swap1 ? v[2] : v[3];
-  h[0] = swap2 ? c : a, h[1] = swap2 ? d : b, h[2] = swap2 ? a : c, h[3] = swap2 ? b : d;
-}
+struct ChannelSums {
+  float sum[4] = {};  ///< Of the first row, then of the second: values column(), column() + 1 of call call().
 
-using Orders = float[kOrders][kStates];
+  /// The right factor of a call.
+  struct Indicator {
+    unsigned low, high;
+    __device__ explicit Indicator(int call) {
+      const int column = threadIdx.x % 32 / 4, j = column / 4 == call ? column % 4 : -1;
+      low = j == 0 ? 0x3f80u : j == 1 ? 0x3f800000u : 0u;
+      high = j == 2 ? 0x3f80u : j == 3 ? 0x3f800000u : 0u;
+    }
+  };
+  static __device__ int call() { return threadIdx.x % 4 / 2; }
+  static __device__ int column() { return threadIdx.x % 2 * 2; }
 
-/// 16 columns of a [T, R+2N] projection for eight tokens, each in the four orders: row t of `to`, order o, place n holds n ^
-/// o.
-__device__ inline void copy_orders(float* to, int stride, const float* from, const Extents& x, int token, int column,
-                                   int count, int thread) {
-  const int n = thread % kStates, order = thread / kStates;
-  const float* first = from + static_cast<std::int64_t>(token) * x.columns + column + n;
+  /// Values of bfloat16 computation are rounded to bfloat16; float32 goes in as three bfloat16 that add up to it.
+  __device__ void add(const float (&first)[4], const float (&second)[4], const Indicator& to) {
+    float v[8] = {first[0], first[1], second[0], second[1], first[2], first[3], second[2], second[3]};
+    constexpr int kTerms = std::is_same_v<T, float> ? 3 : 1;
 #pragma unroll
-  for (int t = 0; t < kTile; ++t) {
-    const bool valid = token + t < x.tokens && n < count;
-    copy4_async(to + t * stride + order * kStates + (n ^ order), valid ? first + t * x.columns : from, valid);
+    for (int term = 0; term < kTerms; ++term) {
+      unsigned packed[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
+        packed[i] = *reinterpret_cast<const unsigned*>(&pair);
+        if (term + 1 < kTerms) v[2 * i] -= __low2float(pair), v[2 * i + 1] -= __high2float(pair);
+      }
+      asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+          "%3};"
+          : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+          : "r"(packed[0]), "r"(packed[1]), "r"(packed[2]), "r"(packed[3]), "r"(to.low), "r"(to.high));
+    }
   }
-}
+};
 
-/// 64 channels' saved states of one chunk and slice.
+/// Copies of eight tokens × 64 channels of activations, 16 bytes a thread by kCopies threads; zeros outside. Only when rows
+/// are aligned (Extents::vector).
 template <class T>
-__device__ void copy_states(T* to, const T* from, const Extents& x, int channel) {
-  constexpr int kEach = 16 / static_cast<int>(sizeof(T));
-  share<kChannels * kStates / kEach>([&](int copy) {
-    const int i = copy * kEach;
-    const bool valid = channel + i / kStates < x.channels;
-    copy16_async(to + i, valid ? from + static_cast<std::int64_t>(channel) * kStates + i : from, valid);
-  });
-}
+class RowCopy {
+ public:
+  static constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kChannels / kEach, kCopies = kTile * kRow;
+
+  __device__ RowCopy(const Extents& x, int b, int channel) : x_(x), b_(b) {
+    const int i = threadIdx.x % kCopies, c = channel + i % kRow * kEach;
+    at_ = i / kRow * x.channels + c;
+    tokens_ = c < x.channels ? x.tokens - i / kRow : 0;
+  }
+  __device__ void run(T* to, const T* from, int tile) const {
+    copy16_async(to, from + x_.sequence(b_) + static_cast<std::int64_t>(tile) * (kTile * x_.channels) + at_,
+                 tile * kTile < tokens_);
+  }
+
+ private:
+  const Extents& x_;
+  int b_, at_, tokens_;
+};
+
+/// Copies of 64 channels' saved states of a tile, by all threads of a block of kBlock.
+template <class T, int kBlock>
+class StateCopy {
+ public:
+  __device__ StateCopy(const Extents& x, int b, int channel) : x_(x), b_(b), channel_(channel) {}
+  __device__ void run(T* to, const T* from, int tile, int slice) const {
+    from += x_.saved_states(b_, tile, slice) + channel_ * kStates;
+    constexpr int kCopies = kChannels * kStates / kEach;
+#pragma unroll
+    for (int first = 0; first < kCopies; first += kBlock) {
+      const int i = (first + static_cast<int>(threadIdx.x)) * kEach;
+      if (kCopies % kBlock != 0 && i >= kChannels * kStates) break;
+      copy16_async(to + i, from + i, i < (x_.channels - channel_) * kStates);
+    }
+  }
+
+ private:
+  static constexpr int kEach = 16 / static_cast<int>(sizeof(T));
+  const Extents& x_;
+  int b_, channel_;
+};
+
+/// Copies of 16 columns of a [T, R+2N] projection, of which `count` exist, for eight tokens by a warp.
+class ColumnCopy {
+ public:
+  __device__ ColumnCopy(const Extents& x, int b) : x_(x), b_(b) {}
+  __device__ void run(float* to, const float* from, int tile, int count) const {
+    const int thread = threadIdx.x % 32, tokens = x_.tokens - tile * kTile;
+    from += x_.column_rows(b_) + static_cast<std::int64_t>(tile) * (kTile * x_.columns);
+    if (x_.vector_columns) {
+      const int t = thread / 4, n = thread % 4 * 4;
+      copy16_async(to + thread * 4, from + t * x_.columns + n, t < tokens && n < count);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int t = thread / kStates + 2 * i, n = thread % kStates;
+        copy4_async(to + i * 32 + thread, from + t * x_.columns + n, t < tokens && n < count);
+      }
+    }
+  }
+
+ private:
+  const Extents& x_;
+  int b_;
+};
 
 }  // namespace dm::cuda::scan::backward

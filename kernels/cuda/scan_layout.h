@@ -30,7 +30,7 @@ constexpr std::int64_t segments_of(std::int64_t batch, std::int64_t tokens, std:
   constexpr std::int64_t kFull = 264, kEnough = 88, kShortest = 256;
   const std::int64_t blocks = std::max<std::int64_t>(batch * blocks_of(channels), 1);
   if (blocks > kEnough) return 1;
-  return std::max<std::int64_t>(1, std::min(pieces(kFull, blocks), tokens / kShortest));
+  return std::max<std::int64_t>(1, std::min(kFull / blocks, tokens / kShortest));
 }
 
 /// Where the parts of the backward's scratch begin, in floats.

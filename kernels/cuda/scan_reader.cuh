@@ -5,6 +5,8 @@
 // kernel reads it before it overwrites it.
 #pragma once
 
+#include <limits>
+
 #include "kernels/cuda/scan_lanes.cuh"
 
 namespace dm::cuda::scan::backward {
@@ -27,19 +29,41 @@ struct ReaderParams {
   int tiles_a_block;
 };
 
+/// Sums over channels that a product leaves apart.
+inline constexpr int kReaderParts = kThreads / 16;
+
+/// For each tile its slices, for each slice the sources.
+struct ReaderTurn {
+  int tile, slice = 0, source = 0;
+
+  __device__ bool last_source(int sources) const { return source == sources - 1; }
+  __device__ void advance(int slices, int sources) {
+    if (++source < sources) return;
+    source = 0;
+    if (++slice < slices) return;
+    slice = 0;
+    ++tile;
+  }
+};
+
 template <class T>
 struct alignas(16) ReaderShared {
-  struct Stage {
+  struct Rows {
     T u[kTile][kChannels], dt[kTile][kChannels];
+    T z[kTile][kChannels], dout[kTile][kChannels], gate[kTile][kChannels];  // of a tile's first turn
+  } rows[2];
+  struct Stage {
+    float B[kTile][kStates], C[kTile][kStates];
     T states[kChannels][kStates];
-    Orders B[kTile];
   } stage[2];
-  Orders C[2][kTile];  // of this slice and of the next
-  T z[kTile][kChannels], dout[kTile][kChannels], gate[kTile][kChannels];
-  float2 drive[kTile][kChannels];
-  float q[kTile][kChannels], gate_value[kTile][kChannels], dgate_factor[kTile][kChannels];
-  float readout[kTile][kSumRow];
-  float columns[kTile][kWarps][kStates];
+  struct Drive {
+    float delta[kTile][kChannels], input[kTile][kChannels];
+  } drive[2];
+  struct Gating {
+    float q[kTile][kChannels], gate_value[kTile][kChannels], dgate_factor[kTile][kChannels];
+  } gating[2];
+  float readout[2][kTile][kChannels + 16];  // half of the banks apart
+  float columns[2][kTile][kReaderParts * kStates + 16];
   struct alignas(16) Part {
     float rate[kChannels][kStates];
     float bias[kChannels];
@@ -49,14 +73,19 @@ struct alignas(16) ReaderShared {
   static std::size_t bytes(int parts) { return sizeof(ReaderShared) + sizeof(Part) * parts; }
 };
 
+/// Of a multiprocessor.
+inline constexpr int kReaderBlocks = 3;
 template <class T>
-__global__ void __launch_bounds__(kThreads, 3) reader_kernel(const __grid_constant__ ReaderParams<T> p) {
+__global__ void __launch_bounds__(kThreads, kReaderBlocks) reader_kernel(const __grid_constant__ ReaderParams<T> p) {
   using Shared = ReaderShared<T>;
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   Shared& s = *reinterpret_cast<Shared*>(shared_bytes);
   const Extents& x = p.x;
   const int b = blockIdx.y, first_channel = blockIdx.x * kChannels, parts = x.slices * p.sources;
+  // A thread owns two channels: local[c] in register c, swapped in lanes with bit 2 so that each keeps the first one's sums.
   const Lane lane;
+  const int channel_part = threadIdx.x / 16, swap = lane.upper4() ? 1 : 0;
+  const int local[2] = {(channel_part * 4 + lane.lane % 4) * 2 + swap, (channel_part * 4 + lane.lane % 4) * 2 + 1 - swap};
   const int row = threadIdx.x / 16, quad = threadIdx.x % 16 * 4;
 
   for (int part = 0; part < parts; ++part) {
@@ -71,47 +100,60 @@ __global__ void __launch_bounds__(kThreads, 3) reader_kernel(const __grid_consta
     }
   }
 
-  // Turns: for each tile its slices, for each slice the sources.
-  const auto fetch = [&](int turn) {
-    const int tile = turn / parts, part = turn % parts, slice = part / p.sources, token = tile * kTile;
-    const Recurrence<T>& source = p.source[part % p.sources];
-    typename Shared::Stage& stage = s.stage[turn & 1];
-    const int count = x.states - slice * kStates, first_column = x.columns - 2 * x.states + slice * kStates;
-    const std::int64_t sequence = x.sequence(b);
-    copy_rows<kTile>(stage.u[0], source.u + sequence, x, token, first_channel);
-    copy_rows<kTile>(stage.dt[0], source.dt + sequence, x, token, first_channel);
-    copy_states(stage.states[0], source.states + x.saved_states(b, tile, slice), x, first_channel);
-    const int thread = threadIdx.x % 64;
-    if (threadIdx.x < 64) {
-      copy_orders(stage.B[0][0], kOrders * kStates, source.dbc + x.column_rows(b), x, token, first_column, count, thread);
-    } else if (part % p.sources == 0) {
-      copy_orders(s.C[(tile * x.slices + slice) & 1][0][0], kOrders * kStates, p.dbc + x.column_rows(b), x, token,
-                  first_column + x.states, count, thread);
+  const RowCopy<T> row_copy(x, b, first_channel);
+  const StateCopy<T, kThreads> state_copy(x, b, first_channel);
+  const ColumnCopy column_copy(x, b);
+  const auto fetch_two = [&](T* to0, const T* from0, T* to1, const T* from1, int tile) {
+    if (!x.vector) {
+      copy_rows<kTile>(to0, from0 + x.sequence(b), x, tile * kTile, first_channel);
+      copy_rows<kTile>(to1, from1 + x.sequence(b), x, tile * kTile, first_channel);
+    } else if constexpr (2 * RowCopy<T>::kCopies == kThreads) {
+      const bool second = threadIdx.x >= kThreads / 2;
+      row_copy.run((second ? to1 : to0) + threadIdx.x % 64 * RowCopy<T>::kEach, second ? from1 : from0, tile);
+    } else {
+      row_copy.run(to0 + threadIdx.x * RowCopy<T>::kEach, from0, tile);
+      row_copy.run(to1 + threadIdx.x * RowCopy<T>::kEach, from1, tile);
     }
-    if (part == 0) {
-      copy_rows<kTile>(s.z[0], p.z + sequence, x, token, first_channel);
-      copy_rows<kTile>(s.dout[0], p.dout + sequence, x, token, first_channel);
-      copy_rows<kTile>(s.gate[0], p.gate + sequence, x, token, first_channel);
+  };
+  const auto fetch_rows = [&](const ReaderTurn& turn, int parity) {
+    const Recurrence<T>& source = p.source[turn.source];
+    typename Shared::Rows& rows = s.rows[parity];
+    fetch_two(rows.u[0], source.u, rows.dt[0], source.dt, turn.tile);
+    if (turn.source > 0 || turn.slice > 0) return;
+    fetch_two(rows.z[0], p.z, rows.dout[0], p.dout, turn.tile);
+    fetch_two(rows.gate[0], p.gate, rows.gate[0], p.gate, turn.tile);
+  };
+  const auto fetch_stage = [&](const ReaderTurn& turn, int parity) {
+    const Recurrence<T>& source = p.source[turn.source];
+    typename Shared::Stage& stage = s.stage[parity];
+    const int first_column = x.columns - 2 * x.states + turn.slice * kStates, count = x.states - turn.slice * kStates;
+    state_copy.run(stage.states[0], source.states, turn.tile, turn.slice);
+    if (threadIdx.x >= 96) {
+      column_copy.run(stage.B[0], source.dbc + first_column, turn.tile, count);
+    } else if (threadIdx.x >= 64 && turn.last_source(p.sources)) {
+      column_copy.run(stage.C[0], p.dbc + first_column + x.states, turn.tile, count);
     }
   };
 
-  const auto prepare = [&](int turn) {
-    const int tile = turn / parts, part = turn % parts;
-    const typename Shared::Stage& stage = s.stage[turn & 1];
+  const auto prepare = [&](const ReaderTurn& turn, int parity) {
+    const typename Shared::Rows& rows = s.rows[parity];
     float u[4], delta[4], bias[4];
-    load4(&stage.u[row][quad], u);
-    load4(&stage.dt[row][quad], delta);
-    load4(&s.part(part).bias[quad], bias);
+    load4(&rows.u[row][quad], u);
+    load4(&rows.dt[row][quad], delta);
+    load4(&s.part(turn.slice * p.sources + turn.source).bias[quad], bias);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) delta[i] = tile * kTile + row < x.tokens ? Softplus(delta[i] + bias[i]).value : 0.0f;
-    float4* drive = reinterpret_cast<float4*>(&s.drive[row][quad]);
-    drive[0] = make_float4(delta[0], delta[0] * u[0], delta[1], delta[1] * u[1]);
-    drive[1] = make_float4(delta[2], delta[2] * u[2], delta[3], delta[3] * u[3]);
-    if (part > 0) return;
+    for (int i = 0; i < 4; ++i) {
+      delta[i] = turn.tile * kTile + row < x.tokens ? Softplus(delta[i] + bias[i]).value : 0.0f;
+      u[i] *= delta[i];
+    }
+    store4(&s.drive[parity].delta[row][quad], delta);
+    store4(&s.drive[parity].input[row][quad], u);
+    if (turn.source > 0 || turn.slice > 0) return;
+    typename Shared::Gating& gating = s.gating[turn.tile & 1];
     float z[4], dout[4], gate[4], q[4], dgate_factor[4];
-    load4(&s.z[row][quad], z);
-    load4(&s.dout[row][quad], dout);
-    load4(&s.gate[row][quad], gate);
+    load4(&rows.z[row][quad], z);
+    load4(&rows.dout[row][quad], dout);
+    load4(&rows.gate[row][quad], gate);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float dy = dout[i] * (z[i] * sigmoid(z[i])), g = sigmoid(gate[i]);
@@ -119,28 +161,28 @@ __global__ void __launch_bounds__(kThreads, 3) reader_kernel(const __grid_consta
       gate[i] *= g;
       q[i] = dy * gate[i];
     }
-    store4(&s.q[row][quad], q);
-    store4(&s.gate_value[row][quad], gate);
-    store4(&s.dgate_factor[row][quad], dgate_factor);
+    store4(&gating.q[row][quad], q);
+    store4(&gating.gate_value[row][quad], gate);
+    store4(&gating.dgate_factor[row][quad], dgate_factor);
   };
 
   // After the last source of a slice, the block's part of C̄; after the last slice of a tile, q, dgate and silu(gate) ⊙ r.
-  const auto finish = [&](int turn) {
-    const int tile = turn / parts, slice = turn % parts / p.sources;
+  const auto finish = [&](const ReaderTurn& turn) {
+    const int tile = turn.tile, slice = turn.slice;
     const int t = threadIdx.x / kStates, n = threadIdx.x % kStates;
+    if (tile * kTile + row >= x.tokens) return;
     float sum = 0.0f;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += s.columns[t][w][n];
-    if (tile * kTile + t < x.tokens) {
-      const std::int64_t at = (static_cast<std::int64_t>(blockIdx.x) * x.batch + b) * x.tokens + tile * kTile + t;
-      p.source_columns[(at * x.slices + slice) * kStates + n] = sum;
-    }
-    if (slice < x.slices - 1 || tile * kTile + row >= x.tokens) return;
+    for (int part = 0; part < kReaderParts; ++part) sum += s.columns[(tile * x.slices + slice) & 1][t][part * kStates + n];
+    const std::int64_t block_row = (static_cast<std::int64_t>(blockIdx.x) * x.batch + b) * x.tokens + tile * kTile + t;
+    p.source_columns[(block_row * x.slices + slice) * kStates + n] = sum;
+    if (slice < x.slices - 1) return;
+    const typename Shared::Gating& gating = s.gating[tile & 1];
     float r[4], q[4], gate[4], dgate[4];
-    load4(&s.readout[row][quad], r);
-    load4(&s.q[row][quad], q);
-    load4(&s.gate_value[row][quad], gate);
-    load4(&s.dgate_factor[row][quad], dgate);
+    load4(&s.readout[tile & 1][row][quad], r);
+    load4(&gating.q[row][quad], q);
+    load4(&gating.gate_value[row][quad], gate);
+    load4(&gating.dgate_factor[row][quad], dgate);
 #pragma unroll
     for (int i = 0; i < 4; ++i) gate[i] *= r[i], dgate[i] *= r[i];
     const std::int64_t at = x.sequence(b) + static_cast<std::int64_t>(tile * kTile + row) * x.channels;
@@ -150,77 +192,91 @@ __global__ void __launch_bounds__(kThreads, 3) reader_kernel(const __grid_consta
   };
 
   float h[kTile][2][4];  // Σ_s h^s of the slice
-  const auto add_states = [&](int turn) {
-    const typename Shared::Stage& stage = s.stage[turn & 1];
-    const int part = turn % parts;
-    const bool first = part % p.sources == 0;
+  const auto add_states = [&](const ReaderTurn& turn, int parity, auto first) {
+    const typename Shared::Stage& stage = s.stage[parity];
+    const typename Shared::Drive& drive = s.drive[parity];
+    const typename Shared::Part& part = s.part(turn.slice * p.sources + turn.source);
     float state[2][4], rate[2][4];
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
-      load_states(stage.states[lane.local[c]], lane, state[c]);
-      load_states(s.part(part).rate[lane.local[c]], lane, rate[c]);
+      load4(&stage.states[local[c]][lane.first_state], state[c]);
+      load4(&part.rate[local[c]][lane.first_state], rate[c]);
     }
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
       float B[4];
-      load4(&stage.B[t][lane.order][lane.first_state], B);
+      load4(&stage.B[t][lane.first_state], B);
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float2 drive = s.drive[t][lane.local[c]];
+        const float delta = drive.delta[t][local[c]], input = drive.input[t][local[c]];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          state[c][j] = exp2_fast(drive.x * rate[c][j]) * state[c][j] + drive.y * B[j];
+          state[c][j] = exp2_fast(delta * rate[c][j]) * state[c][j] + input * B[j];
           h[t][c][j] = first ? state[c][j] : h[t][c][j] + state[c][j];
         }
       }
     }
   };
-  const auto read_out = [&](int turn) {
-    const int tile = turn / parts, slice = turn % parts / p.sources;
-    const Orders* C_rows = s.C[(tile * x.slices + slice) & 1];
-    float even = 0.0f, even_column = 0.0f;
+  const typename ChannelSums<T>::Indicator earlier_steps(0), later_steps(1);
+  const auto read_out = [&](const ReaderTurn& turn, int parity) {
+    const int tile = turn.tile, slice = turn.slice;
+    const auto& C_rows = s.stage[parity].C;
+    const typename Shared::Gating& gating = s.gating[tile & 1];
+    float halves[2], dC[2][4];
+    ChannelSums<T> columns;
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
-      float C[4], readout[2] = {}, dC[4] = {};
-      load4(&C_rows[t][lane.order][lane.first_state], C);
+      float C[4], readout[2] = {};
+      load4(&C_rows[t][lane.first_state], C);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) dC[t % 2][j] = 0.0f;
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float q = s.q[t][lane.local[c]];
+        const float q = gating.q[t][local[c]];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           readout[c] += C[j] * h[t][c][j];
-          dC[j] += q * h[t][c][j];
+          dC[t % 2][j] += q * h[t][c][j];
         }
       }
-      const float sum = readout[0] + exchange(readout[1], 1), column = sum_states(dC);
-      if (t % 2 == 0) {
-        even = sum, even_column = column;
-        continue;
-      }
-      const float total = (lane.upper_group() ? sum : even) + exchange(lane.upper_group() ? even : sum, 2);
-      float& readout_at = s.readout[t - 1 + lane.group / 2][lane.local[0]];
+      halves[t % 2] = readout[0] + exchange(readout[1], 4);
+      if (t % 2 == 0) continue;
+      const float total = scatter_sum(halves[0], halves[1], lane.upper8(), 8);
+      float& readout_at = s.readout[tile & 1][t - 1 + lane.upper8()][local[0]];
       readout_at = slice > 0 ? readout_at + total : total;
-      s.columns[t - 1 + lane.lane / 16][lane.warp][lane.state(0)] =
-          (lane.upper_half() ? column : even_column) + exchange(lane.upper_half() ? even_column : column, 16);
+      columns.add(dC[0], dC[1], t % 4 == 1 ? earlier_steps : later_steps);
+      if (t % 4 == 1) continue;
+      float* to = &s.columns[(tile * x.slices + slice) & 1][t - 3 + 2 * columns.call()]
+                            [channel_part * kStates + lane.first_state + columns.column()];
+      *reinterpret_cast<float2*>(to) = make_float2(columns.sum[0], columns.sum[1]);
+      *reinterpret_cast<float2*>(to + sizeof s.columns[0][0] / sizeof(float)) = make_float2(columns.sum[2], columns.sum[3]);
+      columns = {};
     }
   };
 
+  // What is fetched before one barrier is prepared before the next one, is swept, and finished after that.
   const int tiles = (x.tokens + kTile - 1) / kTile;
-  const int begin = blockIdx.z * p.tiles_a_block * parts,
-            end = min((static_cast<int>(blockIdx.z) + 1) * p.tiles_a_block, tiles) * parts;
-  fetch(begin);
-  for (int turn = begin; turn < end; ++turn) {
+  const int first_tile = blockIdx.z * p.tiles_a_block, turns = min(p.tiles_a_block, tiles - first_tile) * parts;
+  ReaderTurn fetched{first_tile}, prepared = fetched, now = fetched, before = fetched;
+  fetch_rows(fetched, 0);
+  for (int turn = -1; turn <= turns; ++turn) {
     wait_for_copies();
-    __syncthreads();  // the turn's inputs have arrived, the sums of the last one are complete
-    if (turn > begin && turn % p.sources == 0) finish(turn - 1);
-    prepare(turn);
     __syncthreads();
-    if (turn + 1 < end) fetch(turn + 1);
-    add_states(turn);
-    if ((turn + 1) % p.sources == 0) read_out(turn);
+    before = now, now = prepared, prepared = fetched;
+    fetched.advance(x.slices, p.sources);
+    const int parity = turn & 1;
+    if (turn + 2 < turns) fetch_rows(fetched, parity);
+    if (turn + 1 < turns) fetch_stage(prepared, 1 - parity);
+    if (turn > 0 && before.last_source(p.sources)) finish(before);
+    if (turn + 1 < turns) prepare(prepared, 1 - parity);
+    if (turn < 0 || turn == turns) continue;
+    if (now.source == 0) {
+      add_states(now, parity, std::true_type{});
+    } else {
+      add_states(now, parity, std::false_type{});
+    }
+    if (now.last_source(p.sources)) read_out(now, parity);
   }
-  __syncthreads();
-  finish(end - 1);
 }
 
 template <class T>
@@ -236,9 +292,17 @@ void run_reader(const NativeStream& native, const ScanBackwardArgs& args, const 
   p.gate = pointer<const T>(args.gate), p.z = pointer<const T>(args.z), p.dout = pointer<const T>(args.dout);
   p.q = pointer<T>(args.q), p.dgate = pointer<T>(args.dgate), p.gated_readout = pointer<T>(args.du);
   p.source_columns = source_columns;
-  p.tiles_a_block = 16;
+  // Pieces of time: as many as give the shortest turn of the last block, with two tiles for its start.
+  const std::int64_t tiles = pieces(x.tokens, kTile), blocks = blocks_of(x.channels) * x.batch;
+  std::int64_t shortest = std::numeric_limits<std::int64_t>::max();
+  for (std::int64_t count = 1; count <= std::min<std::int64_t>(tiles, 64); ++count) {
+    const std::int64_t each = pieces(tiles, count), waves = pieces(blocks * count, native.multiprocessors * kReaderBlocks);
+    if (waves * (each + 2) >= shortest) continue;
+    shortest = waves * (each + 2);
+    p.tiles_a_block = static_cast<int>(each);
+  }
   const dim3 grid(static_cast<unsigned>(blocks_of(x.channels)), static_cast<unsigned>(x.batch),
-                  static_cast<unsigned>(pieces(pieces(x.tokens, kTile), p.tiles_a_block)));
+                  static_cast<unsigned>(pieces(tiles, p.tiles_a_block)));
   launch(reader_kernel<T>, grid, ReaderShared<T>::bytes(parts), native, p);
 }
 

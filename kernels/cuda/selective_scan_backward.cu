@@ -1,9 +1,10 @@
 // The selective scan backward on the GPU: a block walks 64 channels of one sequence from the last token to the first.
 //
-// Lanes share channels and states as scan_lanes.cuh says. Tiles of eight steps: elementwise part to shared memory; forward
-// again from the tile's saved state with decays and states in registers; then the adjoint recurrence from the tile's end.
-// Raw inputs, saved states, B and C arrive one tile ahead by asynchronous copies. A state-step costs 12 FP32, one ex2, 3.25
-// floats from shared memory and, for sums over lanes, 1.5 shuffles with 3 more instructions.
+// A thread owns two channels and four states of each; lanes share them as scan_lanes.cuh says. Tiles of eight steps:
+// elementwise part to shared memory; forward again from the tile's saved state with decays and states in registers; then the
+// adjoint recurrence from the tile's end. One barrier a tile: between two of them a tile is swept while the next one but one
+// is prepared, the last one finished, and others arrive by asynchronous copies. A state-step costs 12 FP32, one ex2 and 2.75
+// floats from shared memory; sums over states cost half a shuffle, sums over channels an eighth of a tensor core's product.
 //
 // Partial sums over a block's 64 channels (B̄, C̄) and over time (Ā, D̄, dt_bias) go to scratch; reduce kernels add them in a
 // fixed order. More than 16 states: a launch for each slice of 16, with the sums over states of the slices before in planes
@@ -15,27 +16,38 @@ namespace dm::cuda {
 namespace scan::backward {
 namespace {
 
+/// Sums over channels that one product leaves apart: those of lanes that differ in bit 4, and those of warps.
+inline constexpr int kMainParts = kThreads / 16;
+/// Rows of sums that two halves of a warp write at once: half of the banks apart.
+inline constexpr int kSumRow = kChannels + 16;
+
+/// A ring of three tiles: what a thread prepares of its elements stays until the sums over states have arrived.
 template <class T>
 struct alignas(16) MainShared {
+  struct Rows {
+    T tensor[4][kTile][kChannels];  // u, dt, z, dout
+  } rows[2];
   struct Stage {
-    T u[kTile][kChannels], dt[kTile][kChannels], z[kTile][kChannels], dout[kTile][kChannels];
-    T gated_readout[kTile][kChannels];
+    float B[kTile][kStates], C[kTile][kStates];
     T states[kChannels][kStates];
-    Orders BC[kTile][2];
   } stage[2];
-  float2 drive[kTile][kChannels];  // Δ, Δu
-  float dy[kTile][kChannels];
-  float slope[kTile][kChannels];      // softplus'
-  float dz_factor[kTile][kChannels];  // dout ⊙ silu'(z)
-  float gating[kTile][kChannels];     // silu(z)
-  float readout[kTile][kSumRow];
-  float sums[kTile][2][kSumRow];  // Σ_n λ B, Σ_n λ exp(ΔA) h A log2(e)
-  float columns[kTile][kWarps][2 * kStates];
-  float dskip[kTile][kChannels], dbias[kTile][kChannels];  // of one thread each, over all tiles
+  T gated_readout[2][kTile][kChannels];
+  struct Plane {
+    float delta[kTile][kChannels], input[kTile][kChannels];  // Δ, Δu
+    float dy[kTile][kChannels];
+    float slope[kTile][kChannels];      // softplus'
+    float dz_factor[kTile][kChannels];  // dout ⊙ silu'(z)
+    float gating[kTile][kChannels];     // silu(z)
+    T u[kTile][kChannels];
+  } plane[3];
+  struct Sums {
+    float readout[kTile][kSumRow], input[kTile][kSumRow], exponent[kTile][kSumRow];  // Σ_n C h, λ B, λ exp(ΔA) h A log2(e)
+    float columns[kTile][kMainParts * 2 * kStates + 16];                             // half of the banks apart
+  } sums[2];
   float bias[kChannels], skip[kChannels];
   struct alignas(16) ReaderStage {
     T q[kTile][kChannels];
-    Orders C[kTile];
+    float C[kTile][kStates];
   };
   /// Two of each reader follow.
   __device__ ReaderStage& reader(int k, int tile) { return reinterpret_cast<ReaderStage*>(this + 1)[2 * k + (tile & 1)]; }
@@ -51,184 +63,209 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
   const Extents& x = p.x;
   const int readers = kReaders >= 0 ? kReaders : p.readers;
   const int b = blockIdx.y, segment = blockIdx.z, first_channel = blockIdx.x * kChannels;
+  // In register c of a thread the channel local[c], swapped in lanes with bit 2 so that each keeps the first one's sums.
   const Lane lane;
+  const int part = threadIdx.x / 16, swap = lane.upper4() ? 1 : 0;
+  const int local[2] = {(part * 4 + lane.lane % 4) * 2 + swap, (part * 4 + lane.lane % 4) * 2 + 1 - swap};
   // Elementwise work: four channels of one token.
   const int row = threadIdx.x / 16, quad = threadIdx.x % 16 * 4;
 
-  float rate[2][4], carry[2][4], drate[2][4] = {};
+  float rate[2][4], carry[2][4], drate[2][4] = {}, decay[kTile][2][4], dskip[4] = {}, dbias[4] = {};
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const int channel = first_channel + lane.local[c];
-      rate[c][j] = rate_of(p.own, x, channel, p.slice * kStates + lane.state(j));
+      const int channel = first_channel + local[c];
+      rate[c][j] = rate_of(p.own, x, channel, p.slice * kStates + lane.first_state + j);
       carry[c][j] = 0.0f;
       if (p.segments.count > 1 && channel < x.channels) {
-        carry[c][j] = p.segments.states[p.segments.state_row(x, b, segment, p.slice, channel) + lane.state(j)];
+        carry[c][j] = p.segments.states[p.segments.state_row(x, b, segment, p.slice, channel) + lane.first_state + j];
       }
     }
   }
-  const float zeros[4] = {};
-  store4(&s.dskip[row][quad], zeros);
-  store4(&s.dbias[row][quad], zeros);
   if (threadIdx.x < kChannels) {
     const int c = first_channel + static_cast<int>(threadIdx.x);
     s.bias[threadIdx.x] = c < x.channels ? p.own.dt_bias[c] : 0.0f;
     s.skip[threadIdx.x] = c < x.channels ? p.skip[c] : 0.0f;
   }
 
-  const auto fetch = [&](int tile) {
+  const int tiles = (x.tokens + kTile - 1) / kTile, begin = segment * p.tiles_a_segment;
+  const int end = min(begin + p.tiles_a_segment, tiles), count = x.states - p.slice * kStates;
+  const RowCopy<T> row_copy(x, b, first_channel);
+  const StateCopy<T, kThreads> state_copy(x, b, first_channel);
+  const ColumnCopy column_copy(x, b);
+  const auto fetch_rows = [&](int tile) {
+    T* to = s.rows[tile & 1].tensor[0][0];
+    if (x.vector) {
+#pragma unroll
+      for (int first = 0; first < 4 * RowCopy<T>::kCopies; first += kThreads) {
+        const int i = first + static_cast<int>(threadIdx.x);
+        row_copy.run(to + i * RowCopy<T>::kEach, p.rows[i / RowCopy<T>::kCopies], tile);
+      }
+    } else {
+      for (int i = 0; i < 4; ++i) {
+        copy_rows<kTile>(to + i * kTile * kChannels, p.rows[i] + x.sequence(b), x, tile * kTile, first_channel);
+      }
+    }
+  };
+  const auto fetch_row = [&](T* to, const T* from, int tile) {
+    if (x.vector) {
+      if (threadIdx.x < RowCopy<T>::kCopies) row_copy.run(to + threadIdx.x * RowCopy<T>::kEach, from, tile);
+    } else {
+      copy_rows<kTile>(to, from + x.sequence(b), x, tile * kTile, first_channel);
+    }
+  };
+  const auto fetch_stage = [&](int tile) {
     typename Shared::Stage& stage = s.stage[tile & 1];
-    const int token = tile * kTile, count = x.states - p.slice * kStates;
     const int first_column = x.columns - 2 * x.states + p.slice * kStates;
-    const std::int64_t sequence = x.sequence(b);
-    copy_rows<kTile>(stage.u[0], p.own.u + sequence, x, token, first_channel);
-    copy_rows<kTile>(stage.dt[0], p.own.dt + sequence, x, token, first_channel);
-    copy_rows<kTile>(stage.z[0], p.z + sequence, x, token, first_channel);
-    copy_rows<kTile>(stage.dout[0], p.dout + sequence, x, token, first_channel);
-    if (p.gated_readout) copy_rows<kTile>(stage.gated_readout[0], p.gated_readout + sequence, x, token, first_channel);
-    copy_states(stage.states[0], p.own.states + x.saved_states(b, tile, p.slice), x, first_channel);
-    const int kind = threadIdx.x / 64;  // B, C
-    copy_orders(stage.BC[0][kind][0], 2 * kOrders * kStates, p.own.dbc + x.column_rows(b), x, token,
-                first_column + kind * x.states, count, threadIdx.x % 64);
+    state_copy.run(stage.states[0], p.own.states, tile, p.slice);
+    if (threadIdx.x >= 64) {
+      const bool is_C = threadIdx.x >= 96;
+      column_copy.run(is_C ? stage.C[0] : stage.B[0], p.own.dbc + first_column + (is_C ? x.states : 0), tile, count);
+    }
     for (int k = 0; k < readers; ++k) {
       typename Shared::ReaderStage& reader = s.reader(k, tile);
-      copy_rows<kTile>(reader.q[0], p.reader[k].q + sequence, x, token, first_channel);
-      if (threadIdx.x < kOrders * kStates) {
-        copy_orders(reader.C[0][0], kOrders * kStates, p.reader[k].dbc + x.column_rows(b), x, token, first_column + x.states,
-                    count, threadIdx.x);
+      fetch_row(reader.q[0], p.reader[k].q, tile);
+      if (threadIdx.x / 32 == 2 + k % 2) {
+        column_copy.run(reader.C[0], p.reader[k].dbc + first_column + x.states, tile, count);
       }
     }
   };
 
-  const auto prepare = [&](int tile) {
-    const typename Shared::Stage& stage = s.stage[tile & 1];
+  const auto prepare = [&](int tile, typename Shared::Plane& plane) {
+    const auto& tensor = s.rows[tile & 1].tensor;
     const bool inside = tile * kTile + row < x.tokens;
     float u[4], dt[4], z[4], dout[4], bias[4], dy[4], slope[4], dz_factor[4], gating[4];
-    load4(&stage.u[row][quad], u);
-    load4(&stage.dt[row][quad], dt);
-    load4(&stage.z[row][quad], z);
-    load4(&stage.dout[row][quad], dout);
+    load4(&tensor[0][row][quad], u);
+    load4(&tensor[1][row][quad], dt);
+    load4(&tensor[2][row][quad], z);
+    load4(&tensor[3][row][quad], dout);
     load4(&s.bias[quad], bias);
+    store4(&plane.u[row][quad], u);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const Softplus softplus(dt[i] + bias[i]);
       const float delta = inside ? softplus.value : 0.0f, gate = sigmoid(z[i]);
       slope[i] = softplus.slope;
       dt[i] = delta;
+      u[i] *= delta;
       gating[i] = z[i] * gate;
       dy[i] = dout[i] * gating[i];
-      dz_factor[i] = dout[i] * (gate * (1.0f + z[i] * (1.0f - gate)));
+      dz_factor[i] = dout[i] * (gate + gating[i] * (1.0f - gate));
     }
-    float4* drive = reinterpret_cast<float4*>(&s.drive[row][quad]);
-    drive[0] = make_float4(dt[0], dt[0] * u[0], dt[1], dt[1] * u[1]);
-    drive[1] = make_float4(dt[2], dt[2] * u[2], dt[3], dt[3] * u[3]);
-    store4(&s.dy[row][quad], dy);
-    store4(&s.slope[row][quad], slope);
-    store4(&s.dz_factor[row][quad], dz_factor);
-    if (p.out) store4(&s.gating[row][quad], gating);
+    store4(&plane.delta[row][quad], dt);
+    store4(&plane.input[row][quad], u);
+    store4(&plane.dy[row][quad], dy);
+    store4(&plane.slope[row][quad], slope);
+    store4(&plane.dz_factor[row][quad], dz_factor);
+    if (p.out) store4(&plane.gating[row][quad], gating);
   };
 
   // Everything elementwise that needs the tile's sums over states, and the block's part of B̄ and C̄.
-  const auto finish = [&](int tile) {
-    const typename Shared::Stage& stage = s.stage[tile & 1];
-#pragma unroll
-    for (int i = 0; i < kTile / kWarps; ++i) {
-      const int t = lane.warp * (kTile / kWarps) + i, token = tile * kTile + t;
-      float sum = 0.0f;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) sum += s.columns[t][w][lane.lane];
-      if (token < x.tokens) {
-        const std::int64_t at = (static_cast<std::int64_t>(blockIdx.x) * x.batch + b) * x.tokens + token;
-        p.columns[(at * x.slices + p.slice) * (2 * kStates) + lane.lane] = sum;
-      }
-    }
+  const auto finish = [&](int tile, const typename Shared::Plane& plane) {
+    const typename Shared::Sums& sums = s.sums[tile & 1];
     const int token = tile * kTile + row, channel = first_channel + quad;
     if (token >= x.tokens) return;
+    const int column = quad / 2;
+    float2 total = {};
+#pragma unroll
+    for (int part = 0; part < kMainParts; ++part) {
+      const float2 add = *reinterpret_cast<const float2*>(&sums.columns[row][part * 2 * kStates + column]);
+      total.x += add.x, total.y += add.y;
+    }
+    const std::int64_t first_row = (static_cast<std::int64_t>(blockIdx.x) * x.batch + b) * x.tokens + tile * kTile;
+    float* columns = p.columns + (first_row * x.slices + p.slice) * (2 * kStates);
+    *reinterpret_cast<float2*>(columns + (row * x.slices * 2 * kStates + column)) = total;
+
     float readout[4], dinput[4], dexponent[4];
-    load4(&s.readout[row][quad], readout);
-    load4(&s.sums[row][0][quad], dinput);
-    load4(&s.sums[row][1][quad], dexponent);
-    const std::int64_t at = x.sequence(b) + static_cast<std::int64_t>(token) * x.channels;
+    load4(&sums.readout[row][quad], readout);
+    load4(&sums.input[row][quad], dinput);
+    load4(&sums.exponent[row][quad], dexponent);
+    const std::int64_t at =
+        x.sequence(b) + static_cast<std::int64_t>(tile) * (kTile * x.channels) + (row * x.channels + channel);
     if (x.slices > 1) {
-      const std::int64_t plane = x.sequence(x.batch);
-      float* planes = p.planes + at + channel;
+      const std::int64_t all = x.sequence(x.batch);
+      float* planes = p.planes + at;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         if (channel + i >= x.channels) continue;
         if (p.slice > 0) {
-          readout[i] += planes[i], dinput[i] += planes[plane + i], dexponent[i] += planes[2 * plane + i];
+          readout[i] += planes[i], dinput[i] += planes[all + i], dexponent[i] += planes[2 * all + i];
         }
         if (p.slice < x.slices - 1) {
-          planes[i] = readout[i], planes[plane + i] = dinput[i], planes[2 * plane + i] = dexponent[i];
+          planes[i] = readout[i], planes[all + i] = dinput[i], planes[2 * all + i] = dexponent[i];
         }
       }
       if (p.slice < x.slices - 1) return;
     }
-    float u[4], dy[4], slope[4], dz_factor[4], gating[4] = {}, skip[4], dskip[4], dbias[4], gated[4] = {}, du[4];
-    load4(&stage.u[row][quad], u);
-    load4(&s.dy[row][quad], dy);
-    load4(&s.slope[row][quad], slope);
-    load4(&s.dz_factor[row][quad], dz_factor);
-    if (p.out) load4(&s.gating[row][quad], gating);
+    float u[4], delta[4], dy[4], slope[4], dz_factor[4], gating[4] = {}, skip[4], gated[4] = {}, du[4];
+    load4(&plane.u[row][quad], u);
+    load4(&plane.delta[row][quad], delta);
+    load4(&plane.dy[row][quad], dy);
+    load4(&plane.slope[row][quad], slope);
+    load4(&plane.dz_factor[row][quad], dz_factor);
     load4(&s.skip[quad], skip);
-    load4(&s.dskip[row][quad], dskip);
-    load4(&s.dbias[row][quad], dbias);
-    if (p.gated_readout) load4(&stage.gated_readout[row][quad], gated);
+    if (p.out) load4(&plane.gating[row][quad], gating);
+    if (p.gated_readout) load4(&s.gated_readout[tile & 1][row][quad], gated);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float ddt = (dexponent[i] * kLn2 + u[i] * dinput[i]) * slope[i];
       dbias[i] += ddt;
       dskip[i] += dy[i] * u[i];
-      du[i] = skip[i] * dy[i] + s.drive[row][quad + i].x * dinput[i];
+      du[i] = skip[i] * dy[i] + delta[i] * dinput[i];
       const float y = readout[i] + gated[i] + skip[i] * u[i];
       dz_factor[i] *= y, gating[i] *= y;
       slope[i] = ddt;
     }
-    store4(&s.dskip[row][quad], dskip);
-    store4(&s.dbias[row][quad], dbias);
-    store_row(p.du + at, channel, x, du);
-    store_row(p.ddt + at, channel, x, slope);
-    store_row(p.dz + at, channel, x, dz_factor);
-    if (p.out) store_row(p.out + at, channel, x, gating);
+    if (!x.vector) {
+      store_row(p.du + at - channel, channel, x, du);
+      store_row(p.ddt + at - channel, channel, x, slope);
+      store_row(p.dz + at - channel, channel, x, dz_factor);
+      if (p.out) store_row(p.out + at - channel, channel, x, gating);
+    } else if (channel < x.channels) {
+      store4(p.du + at, du);
+      store4(p.ddt + at, slope);
+      store4(p.dz + at, dz_factor);
+      if (p.out) store4(p.out + at, gating);
+    }
   };
 
-  const auto sweep = [&](int tile) {
-    const typename Shared::Stage& stage = s.stage[tile & 1];
-    float decay[kTile][2][4], h[kTile + 1][2][4];
+  const auto decays = [&](int t, const typename Shared::Plane& plane) {
 #pragma unroll
-    for (int c = 0; c < 2; ++c) load_states(stage.states[lane.local[c]], lane, h[0][c]);
-    float even = 0.0f;  // the readout of the even step before
+    for (int c = 0; c < 2; ++c) {
+      const float delta = plane.delta[t][local[c]];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) decay[t][c][j] = exp2_fast(delta * rate[c][j]);
+    }
+  };
+
+  const typename ChannelSums<T>::Indicator odd_steps(1), even_steps(0);
+  // Replaces the decays by those of the next tile on the way, so that exponentials have the whole sweep's time.
+  const auto sweep = [&](int tile, const typename Shared::Plane& plane, const typename Shared::Plane& next) {
+    const typename Shared::Stage& stage = s.stage[tile & 1];
+    typename Shared::Sums& sums = s.sums[tile & 1];
+    float h[kTile + 1][2][4];
+#pragma unroll
+    for (int c = 0; c < 2; ++c) load4(&stage.states[local[c]][lane.first_state], h[0][c]);
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
-      float B[4], C[4], readout[2] = {};
-      load4(&stage.BC[t][0][lane.order][lane.first_state], B);
-      load4(&stage.BC[t][1][lane.order][lane.first_state], C);
+      float B[4];
+      load4(&stage.B[t][lane.first_state], B);
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float2 drive = s.drive[t][lane.local[c]];
+        const float input = plane.input[t][local[c]];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          decay[t][c][j] = exp2_fast(drive.x * rate[c][j]);
-          h[t + 1][c][j] = decay[t][c][j] * h[t][c][j] + drive.y * B[j];
-          readout[c] += C[j] * h[t + 1][c][j];
-        }
-      }
-      const float sum = readout[0] + exchange(readout[1], 1);
-      if (t % 2 == 0) {
-        even = sum;
-      } else {
-        const float kept = lane.upper_group() ? sum : even, sent = lane.upper_group() ? even : sum;
-        s.readout[t - 1 + lane.group / 2][lane.local[0]] = kept + exchange(sent, 2);
+        for (int j = 0; j < 4; ++j) h[t + 1][c][j] = decay[t][c][j] * h[t][c][j] + input * B[j];
       }
     }
-    float sums[kTile], columns[kTile];
+    float later[3];  // an odd step's sums, until the even one's before it
+    ChannelSums<T> columns;
 #pragma unroll
     for (int t = kTile - 1; t >= 0; --t) {
       float B[4], C[4], lambda[2][4];
-      load4(&stage.BC[t][0][lane.order][lane.first_state], B);
-      load4(&stage.BC[t][1][lane.order][lane.first_state], C);
-      const float dy[2] = {s.dy[t][lane.local[0]], s.dy[t][lane.local[1]]};
+      load4(&stage.B[t][lane.first_state], B);
+      load4(&stage.C[t][lane.first_state], C);
+      const float dy[2] = {plane.dy[t][local[0]], plane.dy[t][local[1]]};
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
 #pragma unroll
@@ -238,73 +275,93 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
       for (int k = 0; k < readers; ++k) {
         const typename Shared::ReaderStage& reader = s.reader(k, tile);
         float reader_C[4];
-        load4(&reader.C[t][lane.order][lane.first_state], reader_C);
+        load4(&reader.C[t][lane.first_state], reader_C);
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const float q = to_float(reader.q[t][lane.local[c]]);
+          const float q = to_float(reader.q[t][local[c]]);
 #pragma unroll
           for (int j = 0; j < 4; ++j) lambda[c][j] += q * reader_C[j];
         }
       }
-      float dB[4] = {}, dC[4] = {}, dinput[2] = {}, dexponent[2] = {};
+      float dB[4] = {}, dC[4] = {}, readout[2] = {}, dinput[2] = {}, dexponent[2] = {};
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float2 drive = s.drive[t][lane.local[c]];
+        const float delta = plane.delta[t][local[c]], input = plane.input[t][local[c]];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
+          readout[c] += C[j] * h[t + 1][c][j];
           dinput[c] += lambda[c][j] * B[j];
-          dB[j] += drive.y * lambda[c][j];
+          dB[j] += input * lambda[c][j];
           dC[j] += dy[c] * h[t + 1][c][j];
           carry[c][j] = decay[t][c][j] * lambda[c][j];
           const float slope = carry[c][j] * h[t][c][j];
-          drate[c][j] += slope * drive.x;
+          drate[c][j] += slope * delta;
           dexponent[c] += slope * rate[c][j];
         }
       }
-      const float input = dinput[0] + exchange(dinput[1], 1), exponent = dexponent[0] + exchange(dexponent[1], 1);
-      sums[t] = (lane.upper_group() ? exponent : input) + exchange(lane.upper_group() ? input : exponent, 2);
-      const float to_B = sum_states(dB), to_C = sum_states(dC);
-      columns[t] = (lane.upper_half() ? to_C : to_B) + exchange(lane.upper_half() ? to_B : to_C, 16);
-    }
+      decays(t, next);
+      const float halves[3] = {readout[0] + exchange(readout[1], 4), dinput[0] + exchange(dinput[1], 4),
+                               dexponent[0] + exchange(dexponent[1], 4)};
+      columns.add(dB, dC, t % 2 ? odd_steps : even_steps);
+      if (t % 2) {
 #pragma unroll
-    for (int t = 0; t < kTile; ++t) {
-      s.sums[t][lane.group / 2][lane.local[0]] = sums[t];
-      s.columns[t][lane.warp][lane.lane / 16 * kStates + lane.state(0)] = columns[t];
+        for (int i = 0; i < 3; ++i) later[i] = halves[i];
+        continue;
+      }
+      float(*to[3])[kSumRow] = {sums.readout, sums.input, sums.exponent};
+#pragma unroll
+      for (int i = 0; i < 3; ++i) {
+        to[i][t + lane.upper8()][local[0]] = scatter_sum(halves[i], later[i], lane.upper8(), 8);
+      }
+      float* row = &sums.columns[t + columns.call()][part * 2 * kStates + lane.first_state + columns.column()];
+      *reinterpret_cast<float2*>(row) = make_float2(columns.sum[0], columns.sum[1]);
+      *reinterpret_cast<float2*>(row + kStates) = make_float2(columns.sum[2], columns.sum[3]);
+      columns = {};
     }
   };
 
-  const int tiles = (x.tokens + kTile - 1) / kTile, begin = segment * p.tiles_a_segment;
-  const int end = min(begin + p.tiles_a_segment, tiles);
-  fetch(end - 1);
-  for (int tile = end - 1; tile >= begin; --tile) {
+  // What is fetched before one barrier is prepared before the next one, gives its decays during the sweep of the tile behind
+  // it, is swept, and finished after that.
+  fetch_rows(end - 1);
+  int slot = 2;
+  for (int tile = end + 1; tile >= begin - 1; --tile) {
+    slot = slot == 0 ? 2 : slot - 1;
+    typename Shared::Plane &plane = s.plane[slot], &before = s.plane[slot == 0 ? 2 : slot - 1],
+                           &after = s.plane[slot == 2 ? 0 : slot + 1];
     wait_for_copies();
-    __syncthreads();  // the tile has arrived, the sums of the last one are complete
-    if (tile + 1 < end) finish(tile + 1);
-    prepare(tile);
     __syncthreads();
-    if (tile > begin) fetch(tile - 1);
-    sweep(tile);
+    if (tile - 3 >= begin) fetch_rows(tile - 3);
+    if (tile - 1 >= begin && tile - 1 < end) fetch_stage(tile - 1);
+    if (p.gated_readout && tile >= begin && tile < end) fetch_row(s.gated_readout[tile & 1][0], p.gated_readout, tile);
+    if (tile + 1 < end) finish(tile + 1, after);
+    if (tile - 2 >= begin) prepare(tile - 2, after);
+    if (tile < begin || tile > end) continue;
+    if (tile < end) {
+      sweep(tile, plane, before);
+    } else {
+#pragma unroll
+      for (int t = 0; t < kTile; ++t) decays(t, before);
+    }
   }
-  __syncthreads();
-  finish(begin);
 
   const std::int64_t walk = static_cast<std::int64_t>(b) * p.segments.count + segment;
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
-    const int channel = first_channel + lane.local[c];
+    const int channel = first_channel + local[c];
     if (channel >= x.channels) continue;
-    float* to = p.rates + ((walk * x.slices + p.slice) * x.channels + channel) * kStates;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) to[lane.state(j)] = drate[c][j];
+    store4(p.rates + ((walk * x.slices + p.slice) * x.channels + channel) * kStates + lane.first_state, drate[c]);
   }
   if (p.slice < x.slices - 1) return;
+  float(*parts)[kTile][kChannels] = &s.plane[0].delta;  // and input
   __syncthreads();
-  const int local = threadIdx.x % kChannels, channel = first_channel + local;
+  store4(&parts[0][row][quad], dskip);
+  store4(&parts[1][row][quad], dbias);
+  __syncthreads();
+  const int element = threadIdx.x % kChannels, channel = first_channel + element;
   if (channel >= x.channels) return;
-  const auto& parts = threadIdx.x < kChannels ? s.dskip : s.dbias;
   float sum = 0.0f;
 #pragma unroll
-  for (int t = 0; t < kTile; ++t) sum += parts[t][local];
+  for (int t = 0; t < kTile; ++t) sum += parts[threadIdx.x / kChannels][t][element];
   p.vectors[(walk * 2 + threadIdx.x / kChannels) * x.channels + channel] = sum;
 }
 
@@ -357,10 +414,8 @@ void run_main(const NativeStream& native, const MainParams<T>& p) {
                   static_cast<unsigned>(p.segments.count));
   const std::size_t shared = MainShared<T>::bytes(p.readers);
   require(shared <= kMaxShared, "the selective scan's backward on a GPU has no shared memory for so many readers");
-  // One reader of float32 would not fit into the registers.
-  constexpr int kOne = std::is_same_v<T, float> ? -1 : 1;
   const auto kernel = p.readers == 0   ? main_kernel<T, 0>
-                      : p.readers == 1 ? main_kernel<T, kOne>
+                      : p.readers == 1 ? main_kernel<T, 1>
                       : p.readers == 2 ? main_kernel<T, 2>
                                        : main_kernel<T, -1>;
   launch(kernel, grid, shared, native, p);
@@ -376,8 +431,13 @@ Extents call_extents(const ScanBackwardArgs& args) {
   for (const ScanRecurrence& source : args.sources) {
     require_alignment(x, source.u);
     require_alignment(x, source.dt);
+    require_column_alignment(x, source.dbc);
   }
-  for (const ScanReader& reader : args.readers) require_alignment(x, reader.q);
+  for (const ScanReader& reader : args.readers) {
+    require_alignment(x, reader.q);
+    require_column_alignment(x, reader.dbc);
+  }
+  require_column_alignment(x, args.own.dbc);
   return x;
 }
 
@@ -397,7 +457,8 @@ void run(const NativeStream& native, const ScanBackwardArgs& args) {
     const ScanReader& reader = args.readers[static_cast<std::size_t>(k)];
     p.reader[k] = {pointer<const T>(reader.q), reader.dbc.as<float>()};
   }
-  p.skip = args.skip.as<float>(), p.z = pointer<const T>(args.z), p.dout = pointer<const T>(args.dout);
+  p.skip = args.skip.as<float>();
+  p.rows[0] = p.own.u, p.rows[1] = p.own.dt, p.rows[2] = pointer<const T>(args.z), p.rows[3] = pointer<const T>(args.dout);
   p.gated_readout = dense ? pointer<const T>(args.du) : nullptr;
   p.du = pointer<T>(args.du), p.ddt = pointer<T>(args.ddt), p.dz = pointer<T>(args.dz);
   p.out = args.out ? pointer<T>(args.out) : nullptr;
