@@ -1,6 +1,7 @@
 // `densemamba bench-kernels`: every op of a training step at its own shapes, as a share of the device's measured ceilings.
 #include <algorithm>
 #include <iostream>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -69,6 +70,7 @@ class StepBench {
   static double floats(std::int64_t elements) { return bytes(elements, DType::f32); }
 
   void print_head();
+  bool wanted(std::string_view name) const;
   void row(const std::string& name, const KernelWork& work, const KernelBench::Prepare& prepare);
   void product(const std::string& name, std::int64_t rows, std::int64_t inputs, std::int64_t outputs, DType y, DType dx,
                Accumulate dx_is);
@@ -122,21 +124,39 @@ void StepBench::print_head() {
       << fmt::format(
              "ceilings of this run: copy {:.0f} GB/s (read + written), product {:.1f} TFLOP/s, exponentials {:.3f} T/s\n\n",
              c.bytes * 1e-9, c.flops * 1e-12, c.exponentials * 1e-12)
-      << fmt::format("{:<28} {:>9} {:>9} {:>9} {:>9} {:>7}  {}\n", "op", "ms", "min", "GB/s", "TFLOP/s", "share", "of");
+      << fmt::format("{:<28} {:>9} {:>7} {:>9} {:>9} {:>9} {:>7}  {}\n", "op", "ms", "spread", "min", "GB/s", "TFLOP/s",
+                     "share", "of");
+}
+
+/// True for the ops that --only names.
+bool StepBench::wanted(std::string_view name) const {
+  for (std::string_view rest = options_.only;;) {
+    const std::size_t comma = rest.find(',');
+    if (name.find(rest.substr(0, comma)) != std::string_view::npos) return true;
+    if (comma == std::string_view::npos) return false;
+    rest.remove_prefix(comma + 1);
+  }
 }
 
 void StepBench::row(const std::string& name, const KernelWork& work, const KernelBench::Prepare& prepare) {
-  if (name.find(options_.only) == std::string::npos) return;
+  if (!wanted(name)) return;
   const KernelTiming t = bench_.time(name, work, prepare);
   if (options_.json) {
-    const nlohmann::json line = {{"op", t.name},        {"ms", t.ms},          {"ms_min", t.ms_min},
-                                 {"bytes", work.bytes}, {"flops", work.flops}, {"exponentials", work.exponentials},
-                                 {"share", t.share},    {"bound", t.bound}};
+    const nlohmann::json line = {{"op", t.name},
+                                 {"ms", t.ms},
+                                 {"ms_min", t.ms_min},
+                                 {"spread", t.spread},
+                                 {"bytes", work.bytes},
+                                 {"flops", work.flops},
+                                 {"exponentials", work.exponentials},
+                                 {"share", t.share},
+                                 {"bound", t.bound}};
     std::cout << line.dump() << std::endl;
     return;
   }
-  std::cout << fmt::format("{:<28} {:>9.4f} {:>9.4f} {:>9.0f} {:>9.1f} {:>6.1f}%  {}", t.name, t.ms, t.ms_min,
-                           work.bytes / t.ms * 1e-6, work.flops / t.ms * 1e-9, 100 * t.share, t.bound)
+  std::cout << fmt::format("{:<28} {:>9.4f} {:>6.1f}% {:>9.4f} {:>9.0f} {:>9.1f} {:>6.1f}%  {}", t.name, t.ms,
+                           100 * t.spread, t.ms_min, work.bytes / t.ms * 1e-6, work.flops / t.ms * 1e-9, 100 * t.share,
+                           t.bound)
             << std::endl;
 }
 
@@ -169,6 +189,7 @@ void StepBench::product(const std::string& name, std::int64_t rows, std::int64_t
 void StepBench::products() {
   const std::int64_t G = options_.model.gate_rank, chunk = std::min(options_.loss_chunk, tokens_);
   product("in_proj half", tokens_, C_, D_, compute_, compute_, Accumulate::add);
+  product("in_proj whole", tokens_, C_, 2 * D_, compute_, compute_, Accumulate::overwrite);
   product("x_proj", tokens_, D_, small_, DType::f32, compute_, Accumulate::add);
   product("dt_proj", tokens_, R_, D_, compute_, DType::f32, Accumulate::overwrite);
   product("out_proj", tokens_, D_, C_, compute_, compute_, Accumulate::overwrite);
@@ -336,7 +357,7 @@ int bench_kernels_command(int argc, char** argv) {
   table.add("loss_chunk", options.loss_chunk, "Tokens of the head and the loss.", {.min = 1});
   table.add("parameters", options.parameters, "Parameters of the optimizer's range.", {.min = 1});
   table.add("repeats", options.repeats, "Timed calls; the median is reported.", {.min = 1});
-  table.add("only", options.only, "Ops with this text in their name.");
+  table.add("only", options.only, "Ops with one of these texts in their name, separated by commas.");
   table.add("json", options.json, "One JSON line a row in place of the table.");
   if (table.parse(argc, argv, std::cout) != ParseOutcome::run) return 0;
   use_one_blas_thread();

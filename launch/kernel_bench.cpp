@@ -120,8 +120,9 @@ KernelTiming KernelBench::time(const std::string& name, const KernelWork& work, 
   std::vector<double> times = milliseconds(calls);
   std::sort(times.begin(), times.end());
 
+  const double median = times[times.size() / 2], spread = times[times.size() * 3 / 4] - times[times.size() / 4];
   KernelTiming timing{
-      .name = name, .work = work, .ms = times[times.size() / 2], .ms_min = times.front(), .share = 0, .bound = {}};
+      .name = name, .work = work, .ms = median, .ms_min = times.front(), .spread = spread / median, .share = 0, .bound = {}};
   const auto bound_by = [&](const char* bound, double amount, double rate) {
     const double share = rate > 0 ? 1e3 * amount / rate / timing.ms : 0;
     if (share > timing.share) timing.share = share, timing.bound = bound;

@@ -29,6 +29,7 @@ struct KernelTiming {
   KernelWork work;
   double ms = 0;  ///< Median.
   double ms_min = 0;
+  double spread = 0;  ///< Between the quartiles, as a part of the median.
   double share = 0;   ///< Time at the ceilings (the largest of the three) / median; 0 without ceilings.
   std::string bound;  ///< Which of the three: "memory", "matrix", "exp".
 };

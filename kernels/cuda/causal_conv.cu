@@ -2,8 +2,9 @@
 //
 // The last W inputs stay in registers, so every x is read once (and W − 1 again at each tile's edge): 4 bytes a channel and
 // token forward, 6 backward in bf16, bound by memory. The fast kernels have W = 4 and four channels a thread (8-byte
-// accesses of bf16, a warp covers 256 bytes of a row), four tokens in flight; other W, odd widths and calls with history
-// take the general ones, one channel a thread.
+// accesses of bf16, a warp covers 256 bytes of a row); the next four tokens are on their way while four are at work. Other
+// W, odd widths and calls with history take the general ones, one channel a thread. Forward's tiles are short, many waves of
+// blocks; backward's are as long as one wave allows, for every tile walks three tokens more and leaves partial sums.
 //
 // dweight and dbias: each (batch, tile) leaves a partial row [D·W | D] in the stream's workspace; a second kernel adds them
 // in order.
@@ -20,29 +21,19 @@ constexpr int kThreads = 128;
 constexpr int kTaps = 4;      // of the fast kernels
 constexpr int kChannels = 4;  // a thread of the fast kernels
 constexpr int kMaxTaps = 8;
-constexpr int kForwardTile = 64;
-constexpr int kBatch = 4;  // tokens in flight of the fast kernels
+constexpr int kForwardTile = 32;
+constexpr int kForwardResident = 6, kBackwardResident = 4;  // blocks a multiprocessor
+/// Tokens of one tensor in flight beside those at work: 32 bytes a thread.
+template <class T>
+constexpr int kBatch = 8 / static_cast<int>(sizeof(T));
 
-/// A thread's channels of one token as they lie in memory.
+/// The inputs of tokens [begin, begin + kBatch); those from `end` on are zero.
 template <class T>
-struct alignas(sizeof(T) * kChannels) Quad {
-  T values[kChannels];
-};
-template <class T>
-__device__ inline Quad<T> load4(const T* from) {
-  return *reinterpret_cast<const Quad<T>*>(from);
-}
-template <class T>
-__device__ inline void unpack(const Quad<T>& quad, float (&x)[kChannels]) {
+__device__ inline void load_batch(const T* x, int begin, int end, int D, Packed<T, kChannels> (&batch)[kBatch<T>]) {
 #pragma unroll
-  for (int c = 0; c < kChannels; ++c) x[c] = to_float(quad.values[c]);
-}
-template <class T>
-__device__ inline void store4(T* to, const float (&x)[kChannels]) {
-  Quad<T> quad;
-#pragma unroll
-  for (int c = 0; c < kChannels; ++c) quad.values[c] = from_float<T>(x[c]);
-  *reinterpret_cast<Quad<T>*>(to) = quad;
+  for (int b = 0; b < kBatch<T>; ++b) {
+    batch[b] = begin + b < end ? load_packed<kChannels>(x + std::int64_t{begin + b} * D) : Packed<T, kChannels>{};
+  }
 }
 /// Makes room for the newest: row w takes what row w + 1 held.
 __device__ inline void shift(float (&rows)[kTaps][kChannels]) {
@@ -59,7 +50,7 @@ __device__ inline void load_before(const T* x, int begin, int D, float (&window)
 #pragma unroll
   for (int w = 1; w < kTaps; ++w) {
     const int t = begin - kTaps + w;
-    if (t >= 0) unpack(load4(x + std::int64_t{t} * D), window[w]);
+    if (t >= 0) unpack(load_packed<kChannels>(x + std::int64_t{t} * D), window[w]);
   }
 }
 
@@ -70,8 +61,8 @@ struct Taps {
 
   __device__ Taps(const float* weights, const float* biases, int channel) {
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) unpack(load4(weights + (channel + c) * kTaps), weight[c]);
-    unpack(load4(biases + channel), bias);
+    for (int c = 0; c < kChannels; ++c) unpack(load_packed<kChannels>(weights + (channel + c) * kTaps), weight[c]);
+    unpack(load_packed<kChannels>(biases + channel), bias);
   }
 
   __device__ float operator()(const float (&window)[kTaps][kChannels], int c) const {
@@ -84,66 +75,68 @@ struct Taps {
 
 /// Grid: channels / 4 / threads, tiles, batch.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 6)
+__global__ void __launch_bounds__(kThreads, kForwardResident)
     forward(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias, T* __restrict__ out,
             int tokens, int D) {
   const int channel = (blockIdx.x * kThreads + threadIdx.x) * kChannels;
   if (channel >= D) return;
-  const Taps taps(weight, bias, channel);
   const int begin = blockIdx.y * kForwardTile, end = min(begin + kForwardTile, tokens);
   const std::int64_t base = std::int64_t{blockIdx.z} * tokens * D + channel;
   x += base;
   out += base;
+  Packed<T, kChannels> next[kBatch<T>];
+  load_batch(x, begin, end, D, next);
+  const Taps taps(weight, bias, channel);
   float window[kTaps][kChannels] = {};  // window[w] is x_{t − 3 + w}
   load_before(x, begin, D, window);
-  for (int batch = begin; batch < end; batch += kBatch) {
-    Quad<T> inputs[kBatch];
+#pragma unroll 1
+  for (int batch = begin; batch < end; batch += kBatch<T>) {
+    Packed<T, kChannels> inputs[kBatch<T>];
 #pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      if (batch + b < end) inputs[b] = load4(x + std::int64_t{batch + b} * D);
-    }
+    for (int b = 0; b < kBatch<T>; ++b) inputs[b] = next[b];
+    load_batch(x, batch + kBatch<T>, end, D, next);
 #pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      if (batch + b >= end) break;
+    for (int b = 0; b < kBatch<T>; ++b) {
       shift(window);
       unpack(inputs[b], window[kTaps - 1]);
       float y[kChannels];
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) y[c] = silu(taps(window, c));
-      store4(out + std::int64_t{batch + b} * D, y);
+      if (batch + b < end) store_packed(out + std::int64_t{batch + b} * D, y);
     }
   }
 }
 
 /// p̄ of token t is needed by dx of t − 3 … t: the loop runs three tokens past the tile, whose p̄ count for dx alone.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, kBackwardResident)
     backward(const T* __restrict__ dout, const T* __restrict__ x, const float* __restrict__ weight,
              const float* __restrict__ bias, T* __restrict__ dx, float* __restrict__ partials, int tokens, int D, int tile) {
   const int channel = (blockIdx.x * kThreads + threadIdx.x) * kChannels;
   if (channel >= D) return;
-  const Taps taps(weight, bias, channel);
-  const int begin = blockIdx.y * tile, end = min(begin + tile, tokens);
+  const int begin = blockIdx.y * tile, end = min(begin + tile, tokens), last = min(end + kTaps - 1, tokens);
   const std::int64_t base = std::int64_t{blockIdx.z} * tokens * D + channel;
   x += base;
   dout += base;
   dx += base;
+  Packed<T, kChannels> next_x[kBatch<T>], next_dout[kBatch<T>];
+  load_batch(x, begin, last, D, next_x);
+  load_batch(dout, begin, last, D, next_dout);
+  const Taps taps(weight, bias, channel);
   float window[kTaps][kChannels] = {};  // x_{t − 3 + w}
   float ahead[kTaps][kChannels] = {};   // p̄_{t − 3 + w}
   float dweight[kChannels][kTaps] = {}, dbias[kChannels] = {};
   load_before(x, begin, D, window);
-  for (int batch = begin; batch < end + kTaps - 1; batch += kBatch) {
-    Quad<T> inputs[kBatch] = {}, cotangents[kBatch] = {};
+#pragma unroll 1
+  for (int batch = begin; batch < end + kTaps - 1; batch += kBatch<T>) {
+    Packed<T, kChannels> inputs[kBatch<T>], cotangents[kBatch<T>];
 #pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      if (batch + b >= min(end + kTaps - 1, tokens)) continue;
-      inputs[b] = load4(x + std::int64_t{batch + b} * D);
-      cotangents[b] = load4(dout + std::int64_t{batch + b} * D);
-    }
+    for (int b = 0; b < kBatch<T>; ++b) inputs[b] = next_x[b], cotangents[b] = next_dout[b];
+    load_batch(x, batch + kBatch<T>, last, D, next_x);
+    load_batch(dout, batch + kBatch<T>, last, D, next_dout);
 #pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
+    for (int b = 0; b < kBatch<T>; ++b) {
       const int t = batch + b;
-      if (t >= end + kTaps - 1) break;
       shift(window);
       shift(ahead);
       unpack(inputs[b], window[kTaps - 1]);
@@ -157,20 +150,20 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll
         for (int w = 0; w < kTaps; ++w) dweight[c][w] += counted * window[w][c];
       }
-      if (t - (kTaps - 1) < begin) continue;
       float dxs[kChannels] = {};  // dx_s = Σ_w weight[w] p̄_{s + 3 − w} with s = t − 3
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
 #pragma unroll
         for (int w = 0; w < kTaps; ++w) dxs[c] += taps.weight[c][w] * ahead[kTaps - 1 - w][c];
       }
-      store4(dx + std::int64_t{t - (kTaps - 1)} * D, dxs);
+      const int s = t - (kTaps - 1);
+      if (s >= begin && s < end) store_packed(dx + std::int64_t{s} * D, dxs);
     }
   }
   float* partial = partials + (std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * D * (kTaps + 1);
 #pragma unroll
-  for (int c = 0; c < kChannels; ++c) store4(partial + (channel + c) * kTaps, dweight[c]);
-  store4(partial + D * kTaps + channel, dbias);
+  for (int c = 0; c < kChannels; ++c) store_packed(partial + (channel + c) * kTaps, dweight[c]);
+  store_packed(partial + D * kTaps + channel, dbias);
 }
 
 /// One thread a (batch, channel), all of time: any W, any width, with history.
@@ -241,7 +234,23 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, class... Activations>
 bool is_fast(const Tensor& weight, const Tensor& bias, const Activations&... activations) {
   return weight.size(-1) == kTaps && weight.size(0) % kChannels == 0 && aligned<16>(weight.as<float>(), bias.as<float>()) &&
-         aligned<sizeof(Quad<T>)>(activations.data()...);
+         aligned<alignof(Packed<T, kChannels>)>(activations.data()...);
+}
+
+/// Tokens a tile of backward, so that `columns` blocks a tile of each of B sequences fill the device evenly: the fewest
+/// waves of `resident` blocks, times the tokens that a block walks and a few for its start.
+int backward_tile(int tokens, int columns, int B, std::int64_t resident) {
+  constexpr int kStart = 8, kShortest = 16;
+  std::int64_t least = 0;
+  int best = tokens;
+  for (int tiles = 1; tiles <= ceil_div(tokens, kShortest); ++tiles) {
+    const int tile = ceil_div(tokens, tiles);
+    const std::int64_t blocks = std::int64_t{columns} * B * ceil_div(tokens, tile);
+    if (tiles > 1 && blocks > 4 * resident) break;
+    const std::int64_t cost = (blocks + resident - 1) / resident * (tile + kStart);
+    if (tiles == 1 || cost < least) least = cost, best = tile;
+  }
+  return best;
 }
 
 }  // namespace
@@ -273,14 +282,12 @@ void causal_conv_silu_backward(Stream& stream, const Tensor& dout, const Tensor&
   const int B = static_cast<int>(x.size(0)), tokens = static_cast<int>(x.size(1)), D = static_cast<int>(x.size(2));
   const int W = static_cast<int>(weight.size(-1));
   if (x.numel() == 0) return;
-  // About 256 parts in all: enough blocks to fill the device, few enough that their partials do not matter. A part fits the
-  // workspace.
   const auto part_bytes = static_cast<std::int64_t>(sizeof(float)) * D * (W + 1);
-  std::int64_t parts = std::max<std::int64_t>(256 / B, 1);
-  parts = std::max<std::int64_t>(std::min(parts, static_cast<std::int64_t>(native.workspace_bytes) / (part_bytes * B)), 1);
-  require(part_bytes * B <= static_cast<std::int64_t>(native.workspace_bytes),
-          "causal_conv_silu_backward: batch × width is too large");
-  const int tile = std::max(ceil_div(tokens, parts), 32), tiles = ceil_div(tokens, tile);
+  const auto most_tiles = static_cast<int>(static_cast<std::int64_t>(native.workspace_bytes) / (part_bytes * B));
+  require(most_tiles > 0, "causal_conv_silu_backward: batch × width is too large");
+  const int wanted =
+      backward_tile(tokens, ceil_div(D / kChannels, kThreads), B, std::int64_t{native.multiprocessors} * kBackwardResident);
+  const int tile = std::max(wanted, ceil_div(tokens, most_tiles)), tiles = ceil_div(tokens, tile);
   auto* partials = static_cast<float*>(native.workspace);
   with_compute_type(x.dtype(), [&](auto element) {
     using T = decltype(element);

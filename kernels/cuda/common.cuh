@@ -76,32 +76,57 @@ __device__ inline T from_float(float x) {
   }
 }
 
-__device__ inline void load8(const float* from, float (&x)[kVector]) {
-  const float4 low = reinterpret_cast<const float4*>(from)[0], high = reinterpret_cast<const float4*>(from)[1];
-  x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
-  x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+/// Neighbouring elements as they lie in memory, in whole registers: what a thread holds of loads in flight.
+template <class T, int kCount = kVector>
+struct alignas(sizeof(T) * kCount < 16 ? sizeof(T) * kCount : 16) Packed {
+  std::uint32_t words[sizeof(T) * kCount / 4];
+};
+template <int kCount = kVector, class T>
+__device__ inline Packed<T, kCount> load_packed(const T* from) {
+  return *reinterpret_cast<const Packed<T, kCount>*>(from);
 }
-__device__ inline void load8(const bf16* from, float (&x)[kVector]) {
-  const uint4 words = *reinterpret_cast<const uint4*>(from);
-  const std::uint32_t packed[4] = {words.x, words.y, words.z, words.w};
+template <int kCount>
+__device__ inline void unpack(const Packed<float, kCount>& packed, float (&x)[kCount]) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    x[2 * i] = __uint_as_float(packed[i] << 16);
-    x[2 * i + 1] = __uint_as_float(packed[i] & 0xffff0000u);
+  for (int k = 0; k < kCount; ++k) x[k] = __uint_as_float(packed.words[k]);
+}
+template <int kCount>
+__device__ inline void unpack(const Packed<bf16, kCount>& packed, float (&x)[kCount]) {
+#pragma unroll
+  for (int k = 0; k < kCount / 2; ++k) {
+    x[2 * k] = __uint_as_float(packed.words[k] << 16);
+    x[2 * k + 1] = __uint_as_float(packed.words[k] & 0xffff0000u);
   }
 }
-__device__ inline void store8(float* to, const float (&x)[kVector]) {
-  reinterpret_cast<float4*>(to)[0] = make_float4(x[0], x[1], x[2], x[3]);
-  reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
-}
-__device__ inline void store8(bf16* to, const float (&x)[kVector]) {
-  std::uint32_t packed[4];
+template <int kCount>
+__device__ inline Packed<float, kCount> pack(const float (&x)[kCount], float) {
+  Packed<float, kCount> packed;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
-    packed[i] = *reinterpret_cast<const std::uint32_t*>(&pair);
+  for (int k = 0; k < kCount; ++k) packed.words[k] = __float_as_uint(x[k]);
+  return packed;
+}
+template <int kCount>
+__device__ inline Packed<bf16, kCount> pack(const float (&x)[kCount], bf16) {
+  Packed<bf16, kCount> packed;
+#pragma unroll
+  for (int k = 0; k < kCount / 2; ++k) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * k], x[2 * k + 1]);
+    packed.words[k] = *reinterpret_cast<const std::uint32_t*>(&pair);
   }
-  *reinterpret_cast<uint4*>(to) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+  return packed;
+}
+template <int kCount, class T>
+__device__ inline void store_packed(T* to, const float (&x)[kCount]) {
+  *reinterpret_cast<Packed<T, kCount>*>(to) = pack(x, T{});
+}
+
+template <class T>
+__device__ inline void load8(const T* from, float (&x)[kVector]) {
+  unpack(load_packed(from), x);
+}
+template <class T>
+__device__ inline void store8(T* to, const float (&x)[kVector]) {
+  store_packed(to, x);
 }
 
 /// Calls eight(i) with i the first of eight elements, and one(i) for each of the first `head` and of the last few.

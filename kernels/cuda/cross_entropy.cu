@@ -1,6 +1,6 @@
 // Cross-entropy on the GPU: a block a row; stats read the row once, finish reads and writes it once.
 //
-// A thread takes four vectors of eight logits a turn, all loaded before the first is used. Stats keep a running maximum and
+// A thread takes 64 bytes of logits a turn, all loaded before the first is used. Stats keep a running maximum and
 // a sum scaled to it, one rescaling a vector; about 8 instructions and 1.1 ex2 a logit, so memory stays the limit (18
 // instructions and 2.5 ex2 a bf16 logit fit into the time of its read). Rows that are no multiple of eight wide, or
 // unaligned, go one logit a time.
@@ -13,19 +13,16 @@
 namespace dm::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kBatch = 4;  // vectors that a thread has in flight
+constexpr int kThreads = 512;
+constexpr int kResident = 3;  // blocks a multiprocessor
+/// Vectors that a thread has in flight: 64 bytes.
+template <class T>
+constexpr int kBatch = 8 / static_cast<int>(sizeof(T));
 
 /// exp(x) for x ≤ 0 by ex2: error below 3e-7 of the result, growing by 1e-7 of it with each unit of −x.
 __device__ inline float exp_fast(float x) {
   return exp2_fast(x * kLog2e);
 }
-
-/// Eight logits as they lie in memory.
-template <class T>
-struct alignas(16) Packed {
-  T values[kVector];
-};
 
 /// Calls eight(i, vector) for the vectors of [0, n) and one(i) for the logits after the last whole one, over the block.
 template <bool kWide, class T, class Eight, class One>
@@ -33,15 +30,15 @@ __device__ inline void for_each_logit(const T* row, std::int64_t n, const Eight&
   std::int64_t rest = 0;
   if constexpr (kWide) {
     rest = n / kVector * kVector;
-    for (std::int64_t begin = std::int64_t{threadIdx.x} * kVector; begin < rest; begin += kThreads * kBatch * kVector) {
-      Packed<T> vectors[kBatch];
+    for (std::int64_t begin = std::int64_t{threadIdx.x} * kVector; begin < rest; begin += kThreads * kBatch<T> * kVector) {
+      Packed<T> vectors[kBatch<T>];
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
+      for (int b = 0; b < kBatch<T>; ++b) {
         const std::int64_t i = begin + b * kThreads * kVector;
-        if (i < rest) vectors[b] = *reinterpret_cast<const Packed<T>*>(row + i);
+        if (i < rest) vectors[b] = load_packed(row + i);
       }
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
+      for (int b = 0; b < kBatch<T>; ++b) {
         const std::int64_t i = begin + b * kThreads * kVector;
         if (i < rest) eight(i, vectors[b]);
       }
@@ -82,8 +79,9 @@ __device__ inline std::int64_t local_column(const std::int32_t* targets, std::in
 }
 
 template <class T, bool kWide>
-__global__ void __launch_bounds__(kThreads) stats_kernel(const T* __restrict__ logits, const std::int32_t* targets,
-                                                         VocabularyShard shard, std::int64_t columns, float* stats) {
+__global__ void __launch_bounds__(kThreads, kResident)
+    stats_kernel(const T* __restrict__ logits, const std::int32_t* targets, VocabularyShard shard, std::int64_t columns,
+                 float* stats) {
   __shared__ float peaks[32], sums[32];
   const std::int64_t row = blockIdx.x;
   const T* x = logits + row * columns;
@@ -92,8 +90,7 @@ __global__ void __launch_bounds__(kThreads) stats_kernel(const T* __restrict__ l
       x, shard.valid,
       [&](std::int64_t, const Packed<T>& vector) {
         float values[kVector];
-#pragma unroll
-        for (int k = 0; k < kVector; ++k) values[k] = to_float(vector.values[k]);
+        unpack(vector, values);
         running.take(values);
       },
       [&](std::int64_t i) {
@@ -137,7 +134,7 @@ __device__ inline Softmax combined(const float* all_stats, int shards, std::int6
 
 /// With scale 0 it writes the losses alone.
 template <class T, bool kWide>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResident)
     finish_kernel(T* logits, const std::int32_t* targets, VocabularyShard shard, std::int64_t columns,
                   const float* all_stats, int shards, float scale, float* losses) {
   __shared__ Softmax softmax;
@@ -155,8 +152,9 @@ __global__ void __launch_bounds__(kThreads)
       x, shard.valid,
       [&](std::int64_t i, const Packed<T>& vector) {
         float values[kVector];
+        unpack(vector, values);
 #pragma unroll
-        for (int k = 0; k < kVector; ++k) values[k] = factor * exp_fast(to_float(vector.values[k]) - largest);
+        for (int k = 0; k < kVector; ++k) values[k] = factor * exp_fast(values[k] - largest);
         if (target >= i && target < i + kVector) {
 #pragma unroll
           for (int k = 0; k < kVector; ++k) values[k] -= target == i + k ? scale : 0.0f;

@@ -18,31 +18,38 @@ namespace dm::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kLookupRows = 8;
 constexpr int kChunk = 32;       // sorted tokens a block adds up
 constexpr int kRunThreads = 64;  // of these blocks: 256 columns where a thread has four
 constexpr int kBatch = 8;        // rows in flight
 
-/// A warp copies a row at a time; rows of other ranks are zero.
-template <class T, bool kWide>
+/// A block copies kLookupRows rows at once, all of whose loads are in flight together: the rows lie anywhere in the table,
+/// so each waits for device memory. Rows of other ranks are zero.
+template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads)
     lookup(const std::int32_t* __restrict__ tokens, const T* __restrict__ table, std::int64_t first_row,
            std::int64_t table_rows, std::int64_t count, std::int64_t C, float* __restrict__ out) {
-  const int lane = threadIdx.x % 32;
-  const std::int64_t warps = std::int64_t{gridDim.x} * (kThreads / 32);
-  for (std::int64_t i = (std::int64_t{blockIdx.x} * kThreads + threadIdx.x) / 32; i < count; i += warps) {
-    const std::int64_t row = tokens[i] - first_row;
-    const bool here = row >= 0 && row < table_rows;
-    const T* from = table + (here ? row : 0) * C;
-    float* to = out + i * C;
-    if constexpr (kWide) {
-#pragma unroll 1
-      for (std::int64_t c = lane * kVector; c < C; c += 32 * kVector) {
-        float x[kVector] = {};
-        if (here) load8(from + c, x);
-        store8(to + c, x);
+  const std::int64_t begin = std::int64_t{blockIdx.x} * kLookupRows;
+  std::int64_t rows[kLookupRows];
+#pragma unroll
+  for (int r = 0; r < kLookupRows; ++r) {
+    const std::int64_t row = begin + r < count ? tokens[begin + r] - first_row : -1;
+    rows[r] = row < table_rows ? row : -1;
+  }
+  for (std::int64_t c = threadIdx.x * kWidth; c < C; c += std::int64_t{blockDim.x} * kWidth) {
+    float x[kLookupRows][kWidth] = {};
+#pragma unroll
+    for (int r = 0; r < kLookupRows; ++r) {
+      if (rows[r] < 0) continue;
+      if constexpr (kWidth > 1) {
+        unpack(load_packed<kWidth>(table + rows[r] * C + c), x[r]);
+      } else {
+        x[r][0] = to_float(table[rows[r] * C + c]);
       }
-    } else {
-      for (std::int64_t c = lane; c < C; c += 32) to[c] = here ? to_float(from[c]) : 0.0f;
+    }
+#pragma unroll
+    for (int r = 0; r < kLookupRows; ++r) {
+      if (begin + r < count) store_packed(out + (begin + r) * C + c, x[r]);
     }
   }
 }
@@ -216,14 +223,14 @@ void embedding_forward(Stream& stream, const Tensor& tokens, const Tensor& table
   const NativeStream& native = cuda::native(stream);
   const std::int64_t count = tokens.numel(), C = table.size(1);
   if (count == 0 || C == 0) return;
-  const int blocks =
-      static_cast<int>(std::min<std::int64_t>(ceil_div(count, kThreads / 32), std::int64_t{native.multiprocessors} * 8));
   with_compute_type(table.dtype(), [&](auto element) {
     using T = decltype(element);
     const bool wide = C % kVector == 0 && aligned<16>(pointer<T>(table), out.as<float>());
-    const auto kernel = wide ? lookup<T, true> : lookup<T, false>;
-    kernel<<<blocks, kThreads, 0, native.stream>>>(tokens.as<std::int32_t>(), pointer<const T>(table), first_row,
-                                                   table.size(0), count, C, out.as<float>());
+    const auto kernel = wide ? lookup<T, kVector> : lookup<T, 1>;
+    const std::int64_t columns = wide ? C / kVector : C;
+    const int threads = static_cast<int>(std::min<std::int64_t>((columns + 31) / 32 * 32, kThreads));
+    kernel<<<ceil_div(count, kLookupRows), threads, 0, native.stream>>>(tokens.as<std::int32_t>(), pointer<const T>(table),
+                                                                        first_row, table.size(0), count, C, out.as<float>());
     CUDA_CHECK(cudaGetLastError());
   });
 }

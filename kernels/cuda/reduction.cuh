@@ -65,11 +65,11 @@ void launch_reduction(Stream& stream, const Tensor& x, const Tensor& out, Map ma
 }
 
 /// Rows of partial sums that a column's sum is cut into: one a warp of the block.
-inline constexpr int kRowParts = 8;
+inline constexpr int kRowParts = 32;
 
 /// Column sums of rows [count, width], each added to its element of first (columns below `split`) or second (the others,
-/// from its start). A warp's lanes own neighbouring columns, eight warps every eighth row each; then warp 0 adds the eight
-/// in order.
+/// from its start). A warp's lanes own neighbouring columns, 32 warps every 32nd row each: the rows lie in the second-level
+/// cache, and what counts is how few of its latencies follow one another. Then warp 0 adds the 32 parts in order.
 template <class Sum>
 __global__ void __launch_bounds__(kRowParts * 32)
     add_rows_kernel(const Sum* __restrict__ rows, int count, int width, Sum* __restrict__ first, int split,

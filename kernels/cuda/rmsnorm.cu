@@ -1,10 +1,9 @@
 // RMSNorm on the GPU: a block walks rows, a thread owns the same eight columns of each, so weight and its gradient stay in
-// registers.
+// registers. The next row is on its way while the block adds up this one.
 //
 // Bytes a token (C columns, bf16): forward 4C residual in + 2C update in + 4C residual out + 2C out; backward 2C + 2C in, 4C
-// in and out, 2C copy out. Both are bound by memory: rows are many more than blocks, and several blocks a multiprocessor
-// hide the one block-wide sum a row. Widths that are no multiple of 8, or above 8192, take the strided kernels, which read a
-// row twice.
+// in and out, 2C copy out. Both are bound by memory. Widths that are no multiple of 8, or above 5120, take the
+// strided kernels, which read a row twice.
 //
 // dweight: every block sums its rows in order into a partial row in the stream's workspace; a second kernel adds these rows
 // in a fixed order.
@@ -18,7 +17,7 @@
 namespace dm::cuda {
 namespace {
 
-constexpr int kMaxThreads = 1024;  // also what a multiprocessor holds at 64 registers a thread
+constexpr int kMaxThreads = 640;  // of a block and of a multiprocessor: 96 registers a thread
 constexpr int kStridedThreads = 256;
 
 /// Blocks for `rows` rows: as many as run at once, never more than rows.
@@ -35,22 +34,28 @@ __global__ void __launch_bounds__(kMaxThreads) forward(const float* residual, co
   const bool active = column < C;
   float w[kVector] = {};
   if (active) load8(weight + column, w);
+  Packed<float> next = {};
+  Packed<Update> next_update = {};  // zero is zero in every type
+  const auto load = [&](std::int64_t row) {
+    if (!active || row >= rows) return;
+    next = load_packed(residual + row * C + column);
+    if (update) next_update = load_packed(update + row * C + column);
+  };
+  load(blockIdx.x);
   int turn = 0;
+#pragma unroll 1
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
     const std::int64_t at = row * C + column;
-    float x[kVector] = {};
-    if (active) {
-      load8(residual + at, x);
-      if (update) {
-        float u[kVector];
-        load8(update + at, u);
-#pragma unroll
-        for (int i = 0; i < kVector; ++i) x[i] += u[i];
-      }
-    }
+    float x[kVector], u[kVector];
+    unpack(next, x);
+    unpack(next_update, u);
+    load(row + gridDim.x);
     float square = 0;
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) square += x[i] * x[i];
+    for (int i = 0; i < kVector; ++i) {
+      x[i] += u[i];
+      square += x[i] * x[i];
+    }
     const float scale = rsqrtf(block_sum(square, sums[turn]) / static_cast<float>(C) + kRmsNormEpsilon);
     if (threadIdx.x == 0) rstd[row] = scale;
     if (!active) continue;
@@ -99,16 +104,27 @@ __global__ void __launch_bounds__(kMaxThreads)
   const bool active = column < C;
   float w[kVector] = {}, dweight[kVector] = {};
   if (active) load8(weight + column, w);
+  Packed<T> next_x = {}, next_dout = {};
+  Packed<float> next_dresidual = {};
+  float next_scale = 0;
+  const auto load = [&](std::int64_t row) {
+    if (!active || row >= rows) return;
+    const std::int64_t at = row * C + column;
+    next_x = load_packed(normed + at), next_dout = load_packed(dout + at), next_dresidual = load_packed(dresidual + at);
+    next_scale = rstd[row];
+  };
+  load(blockIdx.x);
   int turn = 0;
+#pragma unroll 1
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
     const std::int64_t at = row * C + column;
-    const float scale = rstd[row];
-    float x[kVector] = {}, dy[kVector] = {}, d[kVector] = {};
-    if (active) {
-      load8(normed + at, x);
-      load8(dout + at, dy);
-      load8(dresidual + at, d);
-    }
+    const Packed<T> packed_x = next_x, packed_dout = next_dout;
+    const Packed<float> packed_dresidual = next_dresidual;
+    const float scale = next_scale;
+    load(row + gridDim.x);
+    float x[kVector], dy[kVector], d[kVector];
+    unpack(packed_x, x);
+    unpack(packed_dout, dy);
     float dot = 0;
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
@@ -118,6 +134,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     }
     const float mean = block_sum(dot, sums[turn]) / static_cast<float>(C);
     if (!active) continue;
+    unpack(packed_dresidual, d);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) d[i] += scale * (dy[i] * w[i] - x[i] * inverse(w[i]) * mean);
     store8(dresidual + at, d);
@@ -158,7 +175,7 @@ __global__ void __launch_bounds__(kStridedThreads)
   }
 }
 
-/// Threads for a width that has a vector of columns for each of at most 1024 threads; 0 when it has not.
+/// Threads for a width that has a vector of columns for each of at most kMaxThreads; 0 when it has not.
 int vector_threads(int C) {
   return C % kVector == 0 && C / kVector <= kMaxThreads ? (C / kVector + 31) / 32 * 32 : 0;
 }
