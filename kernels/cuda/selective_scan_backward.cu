@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
   // Elementwise work: four channels of one token.
   const int row = threadIdx.x / 16, quad = threadIdx.x % 16 * 4;
 
-  float rate[2][4], carry[2][4], drate[2][4] = {}, decay[kTile][2][4], dskip[4] = {}, dbias[4] = {};
+  float rate[2][4], carry[2][4], drate[2][4] = {}, dskip[4] = {}, dbias[4] = {};
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
 #pragma unroll
@@ -230,21 +230,11 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
     }
   };
 
-  const auto decays = [&](int t, const typename Shared::Plane& plane) {
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const float delta = plane.delta[t][local[c]];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) decay[t][c][j] = exp2_fast(delta * rate[c][j]);
-    }
-  };
-
   const typename ChannelSums<T>::Indicator odd_steps(1), even_steps(0);
-  // Replaces the decays by those of the next tile on the way, so that exponentials have the whole sweep's time.
-  const auto sweep = [&](int tile, const typename Shared::Plane& plane, const typename Shared::Plane& next) {
+  const auto sweep = [&](int tile, const typename Shared::Plane& plane) {
     const typename Shared::Stage& stage = s.stage[tile & 1];
     typename Shared::Sums& sums = s.sums[tile & 1];
-    float h[kTile + 1][2][4];
+    float decay[kTile][2][4], h[kTile + 1][2][4];
 #pragma unroll
     for (int c = 0; c < 2; ++c) load4(&stage.states[local[c]][lane.first_state], h[0][c]);
 #pragma unroll
@@ -253,9 +243,12 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
       load4(&stage.B[t][lane.first_state], B);
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float input = plane.input[t][local[c]];
+        const float delta = plane.delta[t][local[c]], input = plane.input[t][local[c]];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) h[t + 1][c][j] = decay[t][c][j] * h[t][c][j] + input * B[j];
+        for (int j = 0; j < 4; ++j) {
+          decay[t][c][j] = exp2_fast(delta * rate[c][j]);
+          h[t + 1][c][j] = decay[t][c][j] * h[t][c][j] + input * B[j];
+        }
       }
     }
     float later[3];  // an odd step's sums, until the even one's before it
@@ -299,7 +292,6 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
           dexponent[c] += slope * rate[c][j];
         }
       }
-      decays(t, next);
       const float halves[3] = {readout[0] + exchange(readout[1], 4), dinput[0] + exchange(dinput[1], 4),
                                dexponent[0] + exchange(dexponent[1], 4)};
       columns.add(dB, dC, t % 2 ? odd_steps : even_steps);
@@ -320,14 +312,13 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
     }
   };
 
-  // What is fetched before one barrier is prepared before the next one, gives its decays during the sweep of the tile behind
-  // it, is swept, and finished after that.
+  // What is fetched before one barrier is prepared before the next one, swept before the third from there, and finished
+  // after that.
   fetch_rows(end - 1);
   int slot = 2;
   for (int tile = end + 1; tile >= begin - 1; --tile) {
     slot = slot == 0 ? 2 : slot - 1;
-    typename Shared::Plane &plane = s.plane[slot], &before = s.plane[slot == 0 ? 2 : slot - 1],
-                           &after = s.plane[slot == 2 ? 0 : slot + 1];
+    typename Shared::Plane& after = s.plane[slot == 2 ? 0 : slot + 1];  // of the tile after it, then of the second before it
     wait_for_copies();
     __syncthreads();
     if (tile - 3 >= begin) fetch_rows(tile - 3);
@@ -335,13 +326,8 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
     if (p.gated_readout && tile >= begin && tile < end) fetch_row(s.gated_readout[tile & 1][0], p.gated_readout, tile);
     if (tile + 1 < end) finish(tile + 1, after);
     if (tile - 2 >= begin) prepare(tile - 2, after);
-    if (tile < begin || tile > end) continue;
-    if (tile < end) {
-      sweep(tile, plane, before);
-    } else {
-#pragma unroll
-      for (int t = 0; t < kTile; ++t) decays(t, before);
-    }
+    if (tile < begin || tile >= end) continue;
+    sweep(tile, s.plane[slot]);
   }
 
   const std::int64_t walk = static_cast<std::int64_t>(b) * p.segments.count + segment;
