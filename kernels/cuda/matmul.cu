@@ -9,7 +9,8 @@
 // other writes. Measured on H100 with cuBLASLt 13.1 (bf16; widths 768 to 2048; 8,192 to 32,768 tokens, 1,024 to 8,192 at the
 // head) against the fastest of the heuristic's first eight, mean and worst time: forward products of in_proj and head
 // +0.6 % and +5 % (the heuristic's first: +8 % and +15 %), gradients of inputs +0.5 % and +3 % (+3 % and +18 %), of the
-// head's weight +0.8 % and +4 % (+11 % and +33 %), of other weights +0.3 % and +5 % (the same rule).
+// head's weight +0.8 % and +4 % (+11 % and +33 %), of other weights +0.3 % and +5 % (the same rule). The rule was made from
+// these very measurements, which took operands at multiples of 256 bytes; the lists differ with alignment.
 #include "kernels/matmul.h"
 
 #include <algorithm>
