@@ -25,7 +25,8 @@ constexpr std::int64_t saved_of(std::int64_t tokens) {
 }
 
 /// Segments of time that blocks of their own walk, when whole sequences are too few to fill a GPU of about 132
-/// multiprocessors with two blocks each. A function of the extents alone, so that results do not depend on the device.
+/// multiprocessors with two blocks each, and no more of them than that: those over would run alone. A function of the extents
+/// alone, so that results do not depend on the device.
 constexpr std::int64_t segments_of(std::int64_t batch, std::int64_t tokens, std::int64_t channels) {
   constexpr std::int64_t kFull = 264, kEnough = 88, kShortest = 256;
   const std::int64_t blocks = std::max<std::int64_t>(batch * blocks_of(channels), 1);

@@ -1,0 +1,68 @@
+// Arithmetic of the selective scan forward: products of tensor cores, pieces of numbers for them, fast functions.
+#pragma once
+
+#include "kernels/cuda/scan_common.cuh"
+
+namespace dm::cuda::scan::forward {
+
+/// The upper 11 bits of x: a tf32 number; x less it is one too, but for bits under 2^-21 of x.
+__device__ inline float upper_piece(float x) {
+  return __uint_as_float(__float_as_uint(x) & 0xffffe000u);
+}
+/// The nearest tf32 number.
+__device__ inline float nearest_piece(float x) {
+  return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
+}
+
+/// d = a b for a column pair (rows pair and pair + 8 of term quad) and a row (term quad of column pair).
+__device__ inline void product_k4(float (&d)[4], float a0, float a1, float b) {
+  asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%7,%7,%7};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(b)), "f"(0.0f));
+}
+/// d += a b for a of (row, term) (pair, quad), (pair + 8, quad), (pair, quad + 4), (pair + 8, quad + 4), b of (term, column)
+/// (quad, pair), (quad + 4, pair).
+__device__ inline void add_product_k8(float (&d)[4], const float (&a)[4], float b0, float b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
+/// log1p(exp(x)), relative error below 4e-7: max(x, 0) + log1p(e) with e = exp(−|x|), and log1p(e) / e a polynomial.
+__device__ inline float softplus(float x) {
+  const float e = exp2_fast(-kLog2e * fabsf(x));
+  float p = -0.00853920914f;
+  p = p * e + 0.044089634f;
+  p = p * e - 0.107681714f;
+  p = p * e + 0.177452415f;
+  p = p * e - 0.244954631f;
+  p = p * e + 0.332754791f;
+  p = p * e - 0.499974042f;
+  p = p * e + 0.999999821f;
+  return fmaxf(x, 0.0f) + e * p;
+}
+
+/// z0 · sigmoid(z0) and z1 · sigmoid(z1) with one reciprocal. Below −43 the sigmoid stays at e^-43.
+__device__ inline void silu_pair(float (&z)[2]) {
+  const float a = 1.0f + exp2_fast(fminf(-kLog2e * z[0], 62.0f)), b = 1.0f + exp2_fast(fminf(-kLog2e * z[1], 62.0f));
+  const float both = reciprocal(a * b);
+  z[0] *= both * b, z[1] *= both * a;
+}
+
+__device__ inline void load2(const float* from, float (&x)[2]) {
+  const float2 v = *reinterpret_cast<const float2*>(from);
+  x[0] = v.x, x[1] = v.y;
+}
+__device__ inline void load2(const bf16* from, float (&x)[2]) {
+  const std::uint32_t word = *reinterpret_cast<const std::uint32_t*>(from);
+  x[0] = __uint_as_float(word << 16), x[1] = __uint_as_float(word & 0xffff0000u);
+}
+__device__ inline void store2(float* to, const float (&x)[2]) {
+  *reinterpret_cast<float2*>(to) = make_float2(x[0], x[1]);
+}
+__device__ inline void store2(bf16* to, const float (&x)[2]) {
+  *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(x[0], x[1]);
+}
+
+}  // namespace dm::cuda::scan::forward

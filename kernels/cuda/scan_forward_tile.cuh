@@ -1,0 +1,219 @@
+// A tile of the selective scan forward: how the lanes of a warp share channels and states, and how tensor cores help them.
+//
+// A warp walks 16 channels, a lane two of them and four states of each: channels 2·pair and 2·pair + 1, states 4·quad to
+// 4·quad + 3, with lane = 4·pair + quad. This is how m16n8 products hold their results, so that two kinds of them take work
+// off the step loop:
+//   Δu ⊗ B of all 16 channels and 8 states is one m16n8k4 product. A tf32 number has 11 bits; both factors are cut into two
+//   such pieces, whose four products are the four terms of k. The sum is in float32: as good as a float32 product (2^-21).
+//   h · C is one m16n8k8 product for 8 states, whose eight columns hold C of eight tokens. One column is of use, and the
+//   four lanes' states are summed on the way. In float32 this is done with both pieces of h and of C (2^-20); in bfloat16
+//   with the upper pieces only (2^-10 of each term, where a stored output has 2^-9).
+// What remains of a state-step are two FP32 instructions, an ex2 and 0.8 floats from shared memory, which returns 32 of them
+// a clock to a multiprocessor: ex2 (16 a clock) is the bound, and Walk is about keeping its unit busy.
+#pragma once
+
+#include "kernels/cuda/scan_forward_math.cuh"
+
+namespace dm::cuda::scan::forward {
+
+inline constexpr int kTile = 16;  ///< Tokens of a tile.
+inline constexpr int kGroup = 8;  ///< Tokens of a readout, and between saved states.
+inline constexpr int kQuads = kTile / 4;
+inline constexpr int kWarps = kThreads / 32;
+inline constexpr int kWarpChannels = kChannels / kWarps;
+static_assert(kWarpChannels == 16 && kGroup == kSavedTokens);
+
+struct Lane {
+  int warp;  ///< of the four that share a block's channels
+  int pair, quad, first_channel, first_state;
+
+  __device__ Lane() {
+    warp = threadIdx.x / 32 % kWarps, pair = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
+    first_channel = warp * kWarpChannels + 2 * pair;  // of the block's
+    first_state = 4 * quad;
+  }
+};
+
+/// A tile of an activation, 16 channels to a warp. A row is left out after every four, so that lanes that read rows four or
+/// two apart meet no bank twice.
+template <class T>
+struct alignas(16) Rows {
+  T at[kWarps][kTile + kQuads][kWarpChannels];
+
+  __device__ T* row(int warp, int token) { return at[warp][token + token / 4]; }
+  __device__ const T* row(int warp, int token) const { return at[warp][token + token / 4]; }
+};
+
+/// Where this thread's share of a tile lies in activations and projections of one sequence; moves a tile at a time, so that
+/// no address is computed twice.
+template <class T>
+struct Source {
+  static constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kChannels / kEach;
+  std::int64_t row;     ///< of an activation: the first of kEach channels of the first token
+  std::int64_t column;  ///< of a projection: the first of four B's or C's (the upper half of the block's threads)
+  int token, channel;
+
+  __device__ Source(const Extents& x, int b, int tile, int first_channel) {
+    const int thread = threadIdx.x, t = thread / kRow, quarter = thread / 4;
+    token = tile * kTile, channel = first_channel + thread % kRow * kEach;
+    row = x.sequence(b) + static_cast<std::int64_t>(token + t) * x.channels + channel;
+    column = x.column_rows(b) + static_cast<std::int64_t>(token + quarter % kTile) * x.columns + x.columns - 2 * x.states +
+             quarter / kTile * x.states + thread % 4 * 4;
+  }
+  __device__ void next(const Extents& x) {
+    token += kTile;
+    row += static_cast<std::int64_t>(kTile) * x.channels, column += static_cast<std::int64_t>(kTile) * x.columns;
+  }
+};
+
+/// Fills rows, zeros outside. kAligned: they begin at multiples of 16 bytes, and copies are asynchronous.
+template <bool kAligned, class T>
+__device__ void fetch_rows(Rows<T>& to, const T* from, const Extents& x, const Source<T>& at) {
+  constexpr int kEach = Source<T>::kEach, kRow = Source<T>::kRow, kStep = kThreads / kRow;
+  const int c = threadIdx.x % kRow * kEach;
+#pragma unroll
+  for (int first = 0; first < kTile; first += kStep) {
+    const int t = first + static_cast<int>(threadIdx.x) / kRow;
+    const T* row = from + (at.row + static_cast<std::int64_t>(first) * x.channels);
+    T* const place = to.row(c / kWarpChannels, t) + c % kWarpChannels;
+    const bool inside = at.token + t < x.tokens;
+    if constexpr (kAligned) {
+      copy16_async(place, row, inside && at.channel < x.channels);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kEach; ++k) place[k] = inside && at.channel + k < x.channels ? row[k] : from_float<T>(0.0f);
+    }
+  }
+}
+
+/// B of a tile, and C behind it when kBoth; zeros outside. kAligned: 16 columns each at multiples of 16 bytes.
+template <bool kAligned, bool kBoth, class T>
+__device__ void fetch_columns(float (*to)[kStates], const float* from, const Extents& x, int b, const Source<T>& at) {
+  if constexpr (kAligned) {
+    const int quarter = threadIdx.x / 4;
+    if (!kBoth && quarter >= kTile) return;
+    copy16_async(to[0] + 4 * threadIdx.x, from + at.column, at.token + quarter % kTile < x.tokens);
+  } else {
+    const int column = x.columns - 2 * x.states;
+    copy_columns<kTile>(to[0], from + x.column_rows(b), x, at.token, column, x.states);
+    if (kBoth) copy_columns<kTile>(to[kTile], from + x.column_rows(b), x, at.token, column + x.states, x.states);
+  }
+}
+
+/// Δ and the two pieces of Δu of a warp's channels: vectors of two tokens and two channels. Strides are such that neither
+/// the lanes that write (all quads of two pairs at once) nor those that read meet a bank twice.
+struct Drive {
+  static constexpr int kStride = kWarpChannels + 2;
+  float4 delta[kQuads * kStride];
+  float4 input[2][kQuads * kStride + 2];
+
+  static __device__ int at(int quad, int half, const Lane& lane) { return kStride * quad + 8 * half + lane.pair; }
+};
+
+/// This lane's part: two channels of four tokens, those from `tokens` on being the identity.
+template <class T>
+__device__ void prepare(Drive& drive, const Rows<T>& u, const Rows<T>& dt, const float (&bias)[2], const Lane& lane,
+                        int tokens) {
+  float delta[8], upper[8], lower[8];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int t = 4 * lane.quad + i;
+    float us[2], dts[2];
+    load2(u.row(lane.warp, t) + 2 * lane.pair, us);
+    load2(dt.row(lane.warp, t) + 2 * lane.pair, dts);
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int k = 2 * i + c;
+      delta[k] = softplus(dts[c] + bias[c]);
+      if (tokens < kTile) delta[k] = t < tokens ? delta[k] : 0.0f;
+      const float input = delta[k] * us[c];
+      upper[k] = upper_piece(input), lower[k] = input - upper[k];
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int at = Drive::at(lane.quad, half, lane), k = 4 * half;
+    drive.delta[at] = make_float4(delta[k], delta[k + 1], delta[k + 2], delta[k + 3]);
+    drive.input[0][at] = make_float4(upper[k], upper[k + 1], upper[k + 2], upper[k + 3]);
+    drive.input[1][at] = make_float4(lower[k], lower[k + 1], lower[k + 2], lower[k + 3]);
+  }
+}
+
+/// The two pieces of B, four tokens to a vector, states in the order in which the columns of two products hold them.
+struct InputColumns {
+  static constexpr int kPiece = 10, kProduct = 20;
+  float4 at[kQuads][2 * kProduct];
+
+  /// Cuts raw columns into pieces, by the whole block.
+  __device__ void fill(const float (*raw)[kStates]) {
+    const int n = threadIdx.x % kStates, quad = threadIdx.x / kStates % kQuads, piece = threadIdx.x / (kStates * kQuads);
+    static_assert(kThreads == 2 * kStates * kQuads);
+    float v[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float whole = raw[4 * quad + i][n], upper = upper_piece(whole);
+      v[i] = piece ? whole - upper : upper;
+    }
+    store4(reinterpret_cast<float*>(&at[quad][n / 2 % 2 * kProduct + piece * kPiece + n / 4 * 2 + n % 2]), v);
+  }
+};
+
+/// C of a tile in one piece or two.
+template <bool kExact>
+struct ReadoutColumns {
+  float at[kExact ? 2 : 1][kTile][kStates];
+
+  __device__ void fill(const float (*raw)[kStates]) {
+    share<kTile * kStates / 4>([&](int i) {
+      float v[4], lower[4];
+      load4(raw[0] + 4 * i, v);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const float piece = kExact ? upper_piece(v[k]) : nearest_piece(v[k]);
+        lower[k] = v[k] - piece, v[k] = piece;
+      }
+      store4(at[0][0] + 4 * i, v);
+      if constexpr (kExact) store4(at[1][0] + 4 * i, lower);
+    });
+  }
+};
+
+/// C of eight tokens as this lane gives it to the products, and h · C of one of them.
+template <bool kExact>
+struct Readout {
+  float C[kExact ? 2 : 1][4];
+
+  __device__ void load(const ReadoutColumns<kExact>& columns, int token, const Lane& lane) {
+#pragma unroll
+    for (int piece = 0; piece < (kExact ? 2 : 1); ++piece) {
+      load4(columns.at[piece][token + lane.pair] + lane.first_state, C[piece]);
+    }
+  }
+  /// Of token 4·half + i to y, [token][channel] of tokens 2·quad and 2·quad + 1, on the lanes that own it; added to what is
+  /// there when `add`.
+  __device__ void store(int half, int i, const float (&h)[2][4], const Lane& lane, bool add, float (&y)[2][2]) const {
+    float sums[4] = {};
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const float whole[4] = {h[0][2 * j], h[1][2 * j], h[0][2 * j + 1], h[1][2 * j + 1]};
+      if constexpr (kExact) {
+        float upper[4], lower[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) upper[i] = upper_piece(whole[i]), lower[i] = whole[i] - upper[i];
+        add_product_k8(sums, lower, C[0][2 * j], C[0][2 * j + 1]);
+        add_product_k8(sums, upper, C[1][2 * j], C[1][2 * j + 1]);
+        add_product_k8(sums, upper, C[0][2 * j], C[0][2 * j + 1]);
+      } else {
+        add_product_k8(sums, whole, C[0][2 * j], C[0][2 * j + 1]);
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      float& to = y[i % 2][c];
+      const float sum = sums[2 * c + i % 2];
+      to = lane.quad == 2 * half + i / 2 ? (add ? to + sum : sum) : to;
+    }
+  }
+};
+
+}  // namespace dm::cuda::scan::forward
