@@ -15,6 +15,14 @@ void ArgumentCheck::rows(std::string_view name, const Tensor& tensor, std::int64
   if (!fits || !type_and_place(tensor, dtype)) refuse(name, tensor, dtype, fmt::format("[{} rows, {}]", rows, columns));
 }
 
+void ArgumentCheck::matrix(std::string_view name, const Matrix& matrix, std::int64_t rows, std::int64_t columns,
+                           DType dtype) const {
+  const bool fits = matrix && matrix.rows == rows && matrix.columns == columns && matrix.fits();
+  if (!fits || !type_and_place(matrix.tensor, dtype)) {
+    refuse(name, matrix.tensor, dtype, fmt::format("[{} rows, {}]", rows, columns));
+  }
+}
+
 void ArgumentCheck::elements(std::string_view name, const Tensor& tensor, std::int64_t count, DType dtype) const {
   const bool fits = tensor && tensor.numel() == count;
   if (!fits || !type_and_place(tensor, dtype)) refuse(name, tensor, dtype, fmt::format("of {} elements", count));

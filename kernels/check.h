@@ -3,8 +3,8 @@
 
 #include <string_view>
 
+#include "kernels/matrix.h"
 #include "runtime/stream.h"
-#include "runtime/tensor.h"
 
 namespace dm {
 
@@ -21,6 +21,8 @@ class ArgumentCheck {
   /// Any leading axes whose product is `rows`, and a last axis of `columns`.
   void rows(std::string_view name, const Tensor& tensor, std::int64_t rows, std::int64_t columns, DType dtype) const;
   void compute_rows(std::string_view name, const Tensor& tensor, std::int64_t rows, std::int64_t columns) const;
+  /// Of these extents, with any row stride.
+  void matrix(std::string_view name, const Matrix& matrix, std::int64_t rows, std::int64_t columns, DType dtype) const;
   /// Any shape of `count` elements.
   void elements(std::string_view name, const Tensor& tensor, std::int64_t count, DType dtype) const;
   void compute_elements(std::string_view name, const Tensor& tensor, std::int64_t count) const;

@@ -1,4 +1,4 @@
-// Matrices inside tensors, and the checks of the matrix product.
+// The checks of the matrix product.
 #include "kernels/matmul.h"
 
 #include <fmt/format.h>
@@ -10,12 +10,6 @@
 
 namespace dm {
 namespace {
-
-std::int64_t leading_extents(const Shape& shape) {
-  std::int64_t product = 1;
-  for (int axis = 0; axis + 1 < shape.rank(); ++axis) product *= shape[axis];
-  return product;
-}
 
 /// "a [3, 4]", as the product sees it.
 std::string named(std::string_view name, const Matrix& matrix, Transpose transpose) {
@@ -29,10 +23,7 @@ void check_matrix(const ArgumentCheck& check, std::string_view name, const Matri
     check.that(false, fmt::format("{} has {} rows of stride {}; the BLAS counts to 2^31 - 1, so split the product", name,
                                   matrix.rows, matrix.row_stride));
   }
-  const bool inside = matrix.rows >= 0 && matrix.columns >= 0 && matrix.offset >= 0 && matrix.columns <= matrix.row_stride &&
-                      (matrix.rows == 0 || matrix.columns == 0 ||
-                       matrix.offset + (matrix.rows - 1) * matrix.row_stride + matrix.columns <= matrix.tensor.numel());
-  if (!inside) {
+  if (!matrix.fits()) {
     check.that(false, fmt::format("{} at offset {} with row stride {} reaches outside its tensor {}",
                                   named(name, matrix, Transpose::no), matrix.offset, matrix.row_stride,
                                   to_string(matrix.tensor.shape())));
@@ -40,23 +31,6 @@ void check_matrix(const ArgumentCheck& check, std::string_view name, const Matri
 }
 
 }  // namespace
-
-Matrix::Matrix(const Tensor& tensor) : tensor(tensor) {
-  require(static_cast<bool>(tensor), "a matrix made of an absent tensor");
-  rows = leading_extents(tensor.shape());
-  columns = tensor.size(-1);
-  row_stride = columns;
-}
-
-Matrix Matrix::columns_of(std::int64_t begin, std::int64_t count) const {
-  if (begin < 0 || count < 0 || begin + count > columns) {
-    fail(fmt::format("columns [{}, {}) of a matrix of {} columns", begin, begin + count, columns));
-  }
-  Matrix part = *this;
-  part.columns = count;
-  part.offset += begin;
-  return part;
-}
 
 void matmul(Stream& stream, const Matrix& a, Transpose transpose_a, const Matrix& b, Transpose transpose_b, const Matrix& c,
             Accumulate accumulate) {

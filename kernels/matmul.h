@@ -1,26 +1,10 @@
 // Matrix products of row-major matrices: C = op(A)·op(B), or C += op(A)·op(B).
 #pragma once
 
-#include <cstdint>
-
+#include "kernels/matrix.h"
 #include "runtime/stream.h"
-#include "runtime/tensor.h"
 
 namespace dm {
-
-/// A row-major matrix inside a tensor: `rows` rows of `columns` elements, `row_stride` elements apart.
-struct Matrix {
-  Tensor tensor;  ///< Holds the elements; the matrix starts `offset` elements into it.
-  std::int64_t rows = 0;
-  std::int64_t columns = 0;
-  std::int64_t row_stride = 0;
-  std::int64_t offset = 0;
-
-  /// All leading axes of `tensor` as rows, its last axis as columns.
-  Matrix(const Tensor& tensor);  // NOLINT(google-explicit-constructor): a tensor is a matrix
-  /// Columns [begin, begin + count) of the same rows.
-  Matrix columns_of(std::int64_t begin, std::int64_t count) const;
-};
 
 enum class Transpose : bool { no, yes };
 enum class Accumulate : bool { overwrite, add };

@@ -49,7 +49,7 @@ void check_gating(const ArgumentCheck& check, const Args& args, const Extents& e
   check.that(static_cast<bool>(args.gate) == (sources > 0), "gate must be present exactly when there are sources");
   if (args.gate) check.tensor("gate", args.gate, extents.activations(), extents.compute);
   check.tensor("skip", args.skip, Shape{extents.D}, DType::f32);
-  check.tensor("z", args.z, extents.activations(), extents.compute);
+  check.matrix("z", args.z, extents.B * extents.T, extents.D, extents.compute);
 }
 
 }  // namespace
@@ -106,7 +106,7 @@ void selective_scan_backward(Stream& stream, const ScanBackwardArgs& args) {
   check.tensor("du", args.du, extents.activations(), extents.compute);
   check.tensor("ddt", args.ddt, extents.activations(), extents.compute);
   check.tensor("ddbc", args.ddbc, extents.projections(), DType::f32);
-  check.tensor("dz", args.dz, extents.activations(), extents.compute);
+  check.matrix("dz", args.dz, extents.B * extents.T, extents.D, extents.compute);
   if (args.sources.empty()) {
     check.that(!args.dgate && !args.q, "dgate and q must be present exactly when there are sources");
   } else {

@@ -3,6 +3,7 @@
 
 #include <span>
 
+#include "kernels/matrix.h"
 #include "runtime/stream.h"
 #include "runtime/tensor.h"
 
@@ -55,8 +56,8 @@ struct ScanForwardArgs {
       sources;         ///< The dense layers below, in any fixed order; their chunk_states are unused here.
   Tensor gate;         ///< [B, T, D] before its silu; present exactly when there are sources.
   Tensor skip;         ///< [D] f32, Mamba's D.
-  Tensor z;            ///< [B, T, D] before its silu.
-  Tensor out;          ///< [B, T, D], overwritten; may alias z.
+  Matrix z;            ///< [B·T, D] with any row stride, before its silu.
+  Tensor out;          ///< [B, T, D], overwritten; may alias z where that is one.
   Tensor final_state;  ///< [B, D, N] f32, state after the last token; may be absent, may alias own.initial.
 };
 
@@ -85,13 +86,13 @@ struct ScanBackwardArgs {
   std::span<const ScanReader> readers;
   Tensor gate;  ///< As in forward; present exactly when there are sources.
   Tensor skip;
-  Tensor z;
+  Matrix z;
   Tensor dout;  ///< [B, T, D].
 
   Tensor du;        ///< [B, T, D], overwritten: the scan's part only; x_proj's part is added by the layer.
   Tensor ddt;       ///< [B, T, D], overwritten.
   Tensor ddbc;      ///< [B, T, R+2N] f32: B and C columns overwritten with this rank's sums over d; δ columns left alone.
-  Tensor dz;        ///< [B, T, D], overwritten; may alias z.
+  Matrix dz;        ///< [B·T, D] with any row stride, overwritten; may be z itself.
   Tensor dgate;     ///< [B, T, D], overwritten; present exactly when there are sources; may alias gate.
   Tensor q;         ///< [B, T, D], overwritten; present exactly when there are sources.
   Tensor out;       ///< [B, T, D], overwritten: forward's out again, up to rounding; may be absent, may alias dout, not z.

@@ -92,9 +92,11 @@ V convolve(const Column<V, Taps>& filter, const Window<V, Taps>& inputs) {
   return sum;
 }
 
-/// One sequence at a tile's first channel: rows `width` apart. Rows −W+1 … −1 are those of `history`, or zero without one.
+/// One sequence at a tile's first channel: rows `stride` apart. Rows −W+1 … −1 are those of `history`, `width` apart, or
+/// zero without one.
 struct Sequence {
   const float* x;
+  std::int64_t stride;
   const float* history;
   std::int64_t width;
 
@@ -102,7 +104,7 @@ struct Sequence {
   Window<V, Taps> before(std::int64_t token, std::int64_t c) const {
     Window<V, Taps> window;
     for (std::int64_t t = token - Taps + 1; t < token; ++t) {
-      const float* row = t >= 0 ? x + t * width : history ? history + (t + Taps - 1) * width : nullptr;
+      const float* row = t >= 0 ? x + t * stride : history ? history + (t + Taps - 1) * width : nullptr;
       window.push(row ? load<V>(row + c) : V());
     }
     return window;
@@ -119,7 +121,7 @@ void forward_tile(const Filter<Taps>& filter, const Sequence& sequence, std::int
       const Column<V, Taps> column(filter, c);
       auto inputs = sequence.before<V, Taps>(begin, c);
       for (std::int64_t t = begin; t < end; ++t) {
-        inputs.push(load<V>(sequence.x + t * sequence.width + c));
+        inputs.push(load<V>(sequence.x + t * sequence.stride + c));
         store(out + t * sequence.width + c, silu(convolve(column, inputs)));
       }
     });
@@ -129,7 +131,7 @@ void forward_tile(const Filter<Taps>& filter, const Sequence& sequence, std::int
 /// p̄_t goes into row t of dx and is replaced by dx_t = Σ_w weight[:, w] p̄_{t+W−1−w} once the last p̄ it needs is known.
 template <int Taps>
 void backward_tile(const Filter<Taps>& filter, const Sequence& sequence, const float* dout, std::int64_t tokens,
-                   std::int64_t channels, float* dx, Filter<Taps>& gradient) {
+                   std::int64_t channels, float* dx, std::int64_t stride, Filter<Taps>& gradient) {
   const std::int64_t width = sequence.width;
   for (std::int64_t begin = 0; begin < tokens; begin += kBlock) {
     const std::int64_t end = std::min(begin + kBlock, tokens);
@@ -138,15 +140,15 @@ void backward_tile(const Filter<Taps>& filter, const Sequence& sequence, const f
       const Column<V, Taps> column(filter, c);
       Column<V, Taps> sums(gradient, c);
       auto inputs = sequence.before<V, Taps>(begin, c);
-      auto later = Sequence{dx, nullptr, width}.template before<V, Taps>(begin, c);  // p̄ of the last Taps tokens
+      auto later = Sequence{dx, stride, nullptr, width}.template before<V, Taps>(begin, c);  // p̄ of the last Taps tokens
       const auto finish = [&](std::int64_t t) {  // dx_t, p̄_t being the oldest of `later`
         if (t < 0) return;
         V sum = {};
         for (int tap = 0; tap < Taps; ++tap) sum += column.weight[tap] * later.at[Taps - 1 - tap];
-        store(dx + t * width + c, sum);
+        store(dx + t * stride + c, sum);
       };
       for (std::int64_t t = begin; t < end; ++t) {
-        inputs.push(load<V>(sequence.x + t * width + c));
+        inputs.push(load<V>(sequence.x + t * sequence.stride + c));
         const V dpre = load<V>(dout + t * width + c) * silu_derivative(convolve(column, inputs));
         sums.bias += dpre;
         for (int tap = 0; tap < Taps; ++tap) sums.weight[tap] += dpre * inputs.at[tap];
@@ -156,7 +158,7 @@ void backward_tile(const Filter<Taps>& filter, const Sequence& sequence, const f
       sums.store_to(gradient, c);
       if (end < tokens) {
         for (std::int64_t t = std::max<std::int64_t>(end - Taps + 1, 0); t < end; ++t) {
-          store(dx + t * width + c, later.at[t - end + Taps]);
+          store(dx + t * stride + c, later.at[t - end + Taps]);
         }
       } else {
         for (std::int64_t t = end - Taps + 1; t < end; ++t) {
@@ -169,46 +171,49 @@ void backward_tile(const Filter<Taps>& filter, const Sequence& sequence, const f
 }
 
 /// history [W−1, D] := the last W−1 rows of (history, x).
-void advance_history(float* history, std::int64_t kept, const float* x, std::int64_t tokens, std::int64_t channels) {
+void advance_history(float* history, std::int64_t kept, const float* x, std::int64_t stride, std::int64_t tokens,
+                     std::int64_t channels) {
   const std::int64_t fresh = std::min(kept, tokens);
   const auto bytes = [channels](std::int64_t rows) { return static_cast<std::size_t>(rows * channels) * sizeof(float); };
   std::memmove(history, history + fresh * channels, bytes(kept - fresh));
-  std::memcpy(history + (kept - fresh) * channels, x + (tokens - fresh) * channels, bytes(fresh));
+  for (std::int64_t row = 0; row < fresh; ++row) {
+    std::memcpy(history + (kept - fresh + row) * channels, x + (tokens - fresh + row) * stride, bytes(1));
+  }
 }
 
 template <int Taps>
-void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& history, const Tensor& out) {
-  const std::int64_t batch = x.size(0), tokens = x.size(1), width = x.size(2);
+void forward(const Matrix& x, const Tensor& weight, const Tensor& bias, const Tensor& history, const Tensor& out) {
+  const std::int64_t batch = out.size(0), tokens = out.size(1), width = out.size(2), stride = x.row_stride;
   Filter<Taps> filter;
   for (std::int64_t first = 0; first < width; first += kTile) {
     const std::int64_t channels = std::min(kTile, width - first);
     filter.load(weight.as<float>() + first * Taps, bias.as<float>() + first, channels);
     for (std::int64_t b = 0; b < batch; ++b) {
-      const std::int64_t at = b * tokens * width + first;
       const float* before = history ? history.as<float>() + b * (Taps - 1) * width + first : nullptr;
-      forward_tile(filter, {x.as<float>() + at, before, width}, tokens, channels, out.as<float>() + at);
+      const Sequence sequence{x.as<float>() + b * tokens * stride + first, stride, before, width};
+      forward_tile(filter, sequence, tokens, channels, out.as<float>() + b * tokens * width + first);
     }
   }
   if (!history) return;
   for (std::int64_t b = 0; b < batch; ++b) {
-    advance_history(history.as<float>() + b * (Taps - 1) * width, Taps - 1, x.as<float>() + b * tokens * width, tokens,
-                    width);
+    advance_history(history.as<float>() + b * (Taps - 1) * width, Taps - 1, x.as<float>() + b * tokens * stride, stride,
+                    tokens, width);
   }
 }
 
 template <int Taps>
-void backward(const Tensor& dout, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& dx,
+void backward(const Tensor& dout, const Matrix& x, const Tensor& weight, const Tensor& bias, const Matrix& dx,
               const Tensor& dweight, const Tensor& dbias) {
-  const std::int64_t batch = x.size(0), tokens = x.size(1), width = x.size(2);
+  const std::int64_t batch = dout.size(0), tokens = dout.size(1), width = dout.size(2);
   Filter<Taps> filter, gradient;
   for (std::int64_t first = 0; first < width; first += kTile) {
     const std::int64_t channels = std::min(kTile, width - first);
     filter.load(weight.as<float>() + first * Taps, bias.as<float>() + first, channels);
     for (std::int64_t b = 0; b < batch; ++b) {
-      const std::int64_t at = b * tokens * width + first;
+      const auto at = [&](std::int64_t stride) { return b * tokens * stride + first; };
       gradient.clear();
-      backward_tile(filter, {x.as<float>() + at, nullptr, width}, dout.as<float>() + at, tokens, channels,
-                    dx.as<float>() + at, gradient);
+      backward_tile(filter, {x.as<float>() + at(x.row_stride), x.row_stride, nullptr, width}, dout.as<float>() + at(width),
+                    tokens, channels, dx.as<float>() + at(dx.row_stride), dx.row_stride, gradient);
       gradient.add_to(dweight.as<float>() + first * Taps, dbias.as<float>() + first, channels);
     }
   }
@@ -238,13 +243,13 @@ void with_taps(std::int64_t taps, const Run& run) {
 
 }  // namespace
 
-void causal_conv_silu_forward(Stream&, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& history,
+void causal_conv_silu_forward(Stream&, const Matrix& x, const Tensor& weight, const Tensor& bias, const Tensor& history,
                               const Tensor& out) {
   with_taps(weight.size(1), [&](auto taps) { forward<taps()>(x, weight, bias, history, out); });
 }
 
-void causal_conv_silu_backward(Stream&, const Tensor& dout, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                               const Tensor& dx, const Tensor& dweight, const Tensor& dbias) {
+void causal_conv_silu_backward(Stream&, const Tensor& dout, const Matrix& x, const Tensor& weight, const Tensor& bias,
+                               const Matrix& dx, const Tensor& dweight, const Tensor& dbias) {
   with_taps(weight.size(1), [&](auto taps) { backward<taps()>(dout, x, weight, bias, dx, dweight, dbias); });
 }
 

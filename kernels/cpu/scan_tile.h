@@ -36,19 +36,21 @@ struct Tile {
   int channels = 0;  ///< Up to kLanes: fewer at the end of the channels.
   std::int64_t token = 0;
   int tokens = 0;  ///< Up to kScanChunk: fewer at the end of the sequence.
+  std::int64_t all_tokens = 0;
 
   Tile() = default;
   Tile(std::int64_t batch, std::int64_t channel, std::int64_t all_channels)
       : batch(batch), channel(channel), channels(static_cast<int>(std::min<std::int64_t>(kLanes, all_channels - channel))) {}
-  /// Moves to chunk number `chunk` of a sequence of `all_tokens`.
-  void seek(std::int64_t chunk, std::int64_t all_tokens) {
+  /// Moves to chunk number `chunk` of a sequence of `length`.
+  void seek(std::int64_t chunk, std::int64_t length) {
     token = chunk * kScanChunk;
-    tokens = static_cast<int>(std::min<std::int64_t>(kScanChunk, all_tokens - token));
+    tokens = static_cast<int>(std::min<std::int64_t>(kScanChunk, length - token));
+    all_tokens = length;
   }
 
-  /// Element (first token, first channel) of a [B, T, D] tensor.
-  float* in(const Tensor& tensor) const {
-    return tensor.as<float>() + (batch * tensor.size(1) + token) * tensor.size(2) + channel;
+  /// Element (first token, first channel) of a [B·T, D] matrix.
+  float* in(const Matrix& matrix) const {
+    return matrix.as<float>() + (batch * all_tokens + token) * matrix.row_stride + channel;
   }
   /// Element (batch, first channel, 0) of a [B, D, N] tensor.
   float* in_states(const Tensor& states) const {
@@ -65,18 +67,18 @@ struct Tile {
 struct Plane {
   FloatLanes at[kScanChunk];
 
-  void load(const Tensor& tensor, const Tile& tile) {
-    const float* from = tile.in(tensor);
-    const std::int64_t stride = tensor.size(2);
+  void load(const Matrix& matrix, const Tile& tile) {
+    const float* from = tile.in(matrix);
+    const std::int64_t stride = matrix.row_stride;
     if (tile.channels == kLanes) {
       for (int t = 0; t < tile.tokens; ++t) at[t] = load_lanes(from + t * stride);
     } else {
       for (int t = 0; t < tile.tokens; ++t) at[t] = load_lanes(from + t * stride, tile.channels);
     }
   }
-  void store(const Tensor& tensor, const Tile& tile) const {
-    float* to = tile.in(tensor);
-    const std::int64_t stride = tensor.size(2);
+  void store(const Matrix& matrix, const Tile& tile) const {
+    float* to = tile.in(matrix);
+    const std::int64_t stride = matrix.row_stride;
     if (tile.channels == kLanes) {
       for (int t = 0; t < tile.tokens; ++t) store_lanes(to + t * stride, at[t]);
     } else {

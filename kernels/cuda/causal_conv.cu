@@ -29,10 +29,10 @@ constexpr int kBatch = 8 / static_cast<int>(sizeof(T));
 
 /// The inputs of tokens [begin, begin + kBatch); those from `end` on are zero.
 template <class T>
-__device__ inline void load_batch(const T* x, int begin, int end, int D, Packed<T, kChannels> (&batch)[kBatch<T>]) {
+__device__ inline void load_batch(const T* x, int begin, int end, int stride, Packed<T, kChannels> (&batch)[kBatch<T>]) {
 #pragma unroll
   for (int b = 0; b < kBatch<T>; ++b) {
-    batch[b] = begin + b < end ? load_packed<kChannels>(x + std::int64_t{begin + b} * D) : Packed<T, kChannels>{};
+    batch[b] = begin + b < end ? load_packed<kChannels>(x + std::int64_t{begin + b} * stride) : Packed<T, kChannels>{};
   }
 }
 /// Makes room for the newest: row w takes what row w + 1 held.
@@ -46,11 +46,11 @@ __device__ inline void shift(float (&rows)[kTaps][kChannels]) {
 /// Loads x_{begin − 3} … x_{begin − 1} into rows 1 … 3, from where the first shift moves them down; zero before the
 /// sequence.
 template <class T>
-__device__ inline void load_before(const T* x, int begin, int D, float (&window)[kTaps][kChannels]) {
+__device__ inline void load_before(const T* x, int begin, int stride, float (&window)[kTaps][kChannels]) {
 #pragma unroll
   for (int w = 1; w < kTaps; ++w) {
     const int t = begin - kTaps + w;
-    if (t >= 0) unpack(load_packed<kChannels>(x + std::int64_t{t} * D), window[w]);
+    if (t >= 0) unpack(load_packed<kChannels>(x + std::int64_t{t} * stride), window[w]);
   }
 }
 
@@ -77,24 +77,24 @@ struct Taps {
 template <class T>
 __global__ void __launch_bounds__(kThreads, kForwardResident)
     forward(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias, T* __restrict__ out,
-            int tokens, int D) {
+            int tokens, int D, int stride) {
   const int channel = (blockIdx.x * kThreads + threadIdx.x) * kChannels;
   if (channel >= D) return;
   const int begin = blockIdx.y * kForwardTile, end = min(begin + kForwardTile, tokens);
-  const std::int64_t base = std::int64_t{blockIdx.z} * tokens * D + channel;
-  x += base;
-  out += base;
+  const std::int64_t row = std::int64_t{blockIdx.z} * tokens;
+  x += row * stride + channel;
+  out += row * D + channel;
   Packed<T, kChannels> next[kBatch<T>];
-  load_batch(x, begin, end, D, next);
+  load_batch(x, begin, end, stride, next);
   const Taps taps(weight, bias, channel);
   float window[kTaps][kChannels] = {};  // window[w] is x_{t − 3 + w}
-  load_before(x, begin, D, window);
+  load_before(x, begin, stride, window);
 #pragma unroll 1
   for (int batch = begin; batch < end; batch += kBatch<T>) {
     Packed<T, kChannels> inputs[kBatch<T>];
 #pragma unroll
     for (int b = 0; b < kBatch<T>; ++b) inputs[b] = next[b];
-    load_batch(x, batch + kBatch<T>, end, D, next);
+    load_batch(x, batch + kBatch<T>, end, stride, next);
 #pragma unroll
     for (int b = 0; b < kBatch<T>; ++b) {
       shift(window);
@@ -111,28 +111,29 @@ __global__ void __launch_bounds__(kThreads, kForwardResident)
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBackwardResident)
     backward(const T* __restrict__ dout, const T* __restrict__ x, const float* __restrict__ weight,
-             const float* __restrict__ bias, T* __restrict__ dx, float* __restrict__ partials, int tokens, int D, int tile) {
+             const float* __restrict__ bias, T* __restrict__ dx, float* __restrict__ partials, int tokens, int D, int stride,
+             int dx_stride, int tile) {
   const int channel = (blockIdx.x * kThreads + threadIdx.x) * kChannels;
   if (channel >= D) return;
   const int begin = blockIdx.y * tile, end = min(begin + tile, tokens), last = min(end + kTaps - 1, tokens);
-  const std::int64_t base = std::int64_t{blockIdx.z} * tokens * D + channel;
-  x += base;
-  dout += base;
-  dx += base;
+  const std::int64_t row = std::int64_t{blockIdx.z} * tokens;
+  x += row * stride + channel;
+  dout += row * D + channel;
+  dx += row * dx_stride + channel;
   Packed<T, kChannels> next_x[kBatch<T>], next_dout[kBatch<T>];
-  load_batch(x, begin, last, D, next_x);
+  load_batch(x, begin, last, stride, next_x);
   load_batch(dout, begin, last, D, next_dout);
   const Taps taps(weight, bias, channel);
   float window[kTaps][kChannels] = {};  // x_{t − 3 + w}
   float ahead[kTaps][kChannels] = {};   // p̄_{t − 3 + w}
   float dweight[kChannels][kTaps] = {}, dbias[kChannels] = {};
-  load_before(x, begin, D, window);
+  load_before(x, begin, stride, window);
 #pragma unroll 1
   for (int batch = begin; batch < end + kTaps - 1; batch += kBatch<T>) {
     Packed<T, kChannels> inputs[kBatch<T>], cotangents[kBatch<T>];
 #pragma unroll
     for (int b = 0; b < kBatch<T>; ++b) inputs[b] = next_x[b], cotangents[b] = next_dout[b];
-    load_batch(x, batch + kBatch<T>, last, D, next_x);
+    load_batch(x, batch + kBatch<T>, last, stride, next_x);
     load_batch(dout, batch + kBatch<T>, last, D, next_dout);
 #pragma unroll
     for (int b = 0; b < kBatch<T>; ++b) {
@@ -157,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardResident)
         for (int w = 0; w < kTaps; ++w) dxs[c] += taps.weight[c][w] * ahead[kTaps - 1 - w][c];
       }
       const int s = t - (kTaps - 1);
-      if (s >= begin && s < end) store_packed(dx + std::int64_t{s} * D, dxs);
+      if (s >= begin && s < end) store_packed(dx + std::int64_t{s} * dx_stride, dxs);
     }
   }
   float* partial = partials + (std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * D * (kTaps + 1);
@@ -168,33 +169,35 @@ __global__ void __launch_bounds__(kThreads, kBackwardResident)
 
 /// One thread a (batch, channel), all of time: any W, any width, with history.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    forward_general(const T* x, const float* weight, const float* bias, float* history, T* out, int tokens, int D, int W) {
+__global__ void __launch_bounds__(kThreads) forward_general(const T* x, const float* weight, const float* bias,
+                                                            float* history, T* out, int tokens, int D, int stride, int W) {
   const int channel = blockIdx.x * kThreads + threadIdx.x;
   if (channel >= D) return;
-  const std::int64_t base = std::int64_t{blockIdx.y} * tokens * D + channel;
+  const std::int64_t row = std::int64_t{blockIdx.y} * tokens;
+  x += row * stride + channel;
+  out += row * D + channel;
   float* past = history ? history + std::int64_t{blockIdx.y} * (W - 1) * D + channel : nullptr;
   float window[kMaxTaps] = {};  // the newest last, in window[kMaxTaps − 1]
 #pragma unroll
   for (int k = 1; k < kMaxTaps; ++k) {
-    const int row = k - (kMaxTaps - W) - 1;  // of history
-    if (past && row >= 0) window[k] = past[std::int64_t{row} * D];
+    const int kept = k - (kMaxTaps - W) - 1;  // row of history
+    if (past && kept >= 0) window[k] = past[std::int64_t{kept} * D];
   }
   for (int t = 0; t < tokens; ++t) {
     float p = bias[channel];
 #pragma unroll
     for (int k = 0; k < kMaxTaps; ++k) {
-      window[k] = k + 1 < kMaxTaps ? window[k + 1 < kMaxTaps ? k + 1 : 0] : to_float(x[base + std::int64_t{t} * D]);
+      window[k] = k + 1 < kMaxTaps ? window[k + 1 < kMaxTaps ? k + 1 : 0] : to_float(x[std::int64_t{t} * stride]);
       const int w = k - (kMaxTaps - W);
       if (w >= 0) p += weight[channel * W + w] * window[k];
     }
-    out[base + std::int64_t{t} * D] = from_float<T>(silu(p));
+    out[std::int64_t{t} * D] = from_float<T>(silu(p));
   }
   if (!past) return;
 #pragma unroll
   for (int k = 1; k < kMaxTaps; ++k) {
-    const int row = k - (kMaxTaps - W) - 1;
-    if (row >= 0) past[std::int64_t{row} * D] = window[k];
+    const int kept = k - (kMaxTaps - W) - 1;
+    if (kept >= 0) past[std::int64_t{kept} * D] = window[k];
   }
 }
 
@@ -202,16 +205,19 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     backward_general(const T* dout, const T* x, const float* weight, const float* bias, T* dx, float* partials, int tokens,
-                     int D, int W, int tile) {
+                     int D, int stride, int dx_stride, int W, int tile) {
   const int channel = blockIdx.x * kThreads + threadIdx.x;
   if (channel >= D) return;
-  const std::int64_t base = std::int64_t{blockIdx.z} * tokens * D + channel;
+  const std::int64_t row = std::int64_t{blockIdx.z} * tokens;
+  x += row * stride + channel;
+  dout += row * D + channel;
+  dx += row * dx_stride + channel;
   const int begin = blockIdx.y * tile, end = min(begin + tile, tokens);
-  const auto input = [&](int t) { return t >= 0 ? to_float(x[base + std::int64_t{t} * D]) : 0.0f; };
+  const auto input = [&](int t) { return t >= 0 ? to_float(x[std::int64_t{t} * stride]) : 0.0f; };
   const auto cotangent = [&](int t) {
     float p = bias[channel];
     for (int w = 0; w < W; ++w) p += weight[channel * W + w] * input(t - W + 1 + w);
-    return to_float(dout[base + std::int64_t{t} * D]) * silu_derivative(p);
+    return to_float(dout[std::int64_t{t} * D]) * silu_derivative(p);
   };
   float* partial = partials + (std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * D * (W + 1);
   float *dweight = partial + channel * W, *dbias = partial + D * W + channel;
@@ -226,7 +232,7 @@ __global__ void __launch_bounds__(kThreads)
       const int s = t + W - 1 - w;
       if (s < tokens) sum += weight[channel * W + w] * cotangent(s);
     }
-    dx[base + std::int64_t{t} * D] = from_float<T>(sum);
+    dx[std::int64_t{t} * dx_stride] = from_float<T>(sum);
   }
 }
 
@@ -234,7 +240,8 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, class... Activations>
 bool is_fast(const Tensor& weight, const Tensor& bias, const Activations&... activations) {
   return weight.size(-1) == kTaps && weight.size(0) % kChannels == 0 && aligned<16>(weight.as<float>(), bias.as<float>()) &&
-         aligned<alignof(Packed<T, kChannels>)>(activations.data()...);
+         (... && (Matrix(activations).row_stride % kChannels == 0)) &&
+         aligned<alignof(Packed<T, kChannels>)>(pointer<const T>(activations)...);
 }
 
 /// Tokens a tile of backward, so that `columns` blocks a tile of each of B sequences fill the device evenly: the fewest
@@ -255,33 +262,34 @@ int backward_tile(int tokens, int columns, int B, std::int64_t resident) {
 
 }  // namespace
 
-void causal_conv_silu_forward(Stream& stream, const Tensor& x, const Tensor& weight, const Tensor& bias,
+void causal_conv_silu_forward(Stream& stream, const Matrix& x, const Tensor& weight, const Tensor& bias,
                               const Tensor& history, const Tensor& out) {
   const NativeStream& native = cuda::native(stream);
-  const int B = static_cast<int>(x.size(0)), tokens = static_cast<int>(x.size(1)), D = static_cast<int>(x.size(2));
-  const int W = static_cast<int>(weight.size(-1));
-  if (x.numel() == 0) return;
-  with_compute_type(x.dtype(), [&](auto element) {
+  const int B = static_cast<int>(out.size(0)), tokens = static_cast<int>(out.size(1)), D = static_cast<int>(out.size(2));
+  const int W = static_cast<int>(weight.size(-1)), stride = static_cast<int>(x.row_stride);
+  if (out.numel() == 0) return;
+  with_compute_type(out.dtype(), [&](auto element) {
     using T = decltype(element);
     if (!history && is_fast<T>(weight, bias, x, out)) {
       const dim3 grid(ceil_div(D / kChannels, kThreads), ceil_div(tokens, kForwardTile), B);
       forward<T><<<grid, kThreads, 0, native.stream>>>(pointer<const T>(x), weight.as<float>(), bias.as<float>(),
-                                                       pointer<T>(out), tokens, D);
+                                                       pointer<T>(out), tokens, D, stride);
     } else {
       forward_general<T><<<dim3(ceil_div(D, kThreads), B), kThreads, 0, native.stream>>>(
           pointer<const T>(x), weight.as<float>(), bias.as<float>(), history ? history.as<float>() : nullptr,
-          pointer<T>(out), tokens, D, W);
+          pointer<T>(out), tokens, D, stride, W);
     }
     CUDA_CHECK(cudaGetLastError());
   });
 }
 
-void causal_conv_silu_backward(Stream& stream, const Tensor& dout, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                               const Tensor& dx, const Tensor& dweight, const Tensor& dbias) {
+void causal_conv_silu_backward(Stream& stream, const Tensor& dout, const Matrix& x, const Tensor& weight, const Tensor& bias,
+                               const Matrix& dx, const Tensor& dweight, const Tensor& dbias) {
   const NativeStream& native = cuda::native(stream);
-  const int B = static_cast<int>(x.size(0)), tokens = static_cast<int>(x.size(1)), D = static_cast<int>(x.size(2));
-  const int W = static_cast<int>(weight.size(-1));
-  if (x.numel() == 0) return;
+  const int B = static_cast<int>(dout.size(0)), tokens = static_cast<int>(dout.size(1)), D = static_cast<int>(dout.size(2));
+  const int W = static_cast<int>(weight.size(-1)), stride = static_cast<int>(x.row_stride),
+            dx_stride = static_cast<int>(dx.row_stride);
+  if (dout.numel() == 0) return;
   const auto part_bytes = static_cast<std::int64_t>(sizeof(float)) * D * (W + 1);
   const auto most_tiles = static_cast<int>(static_cast<std::int64_t>(native.workspace_bytes) / (part_bytes * B));
   require(most_tiles > 0, "causal_conv_silu_backward: batch × width is too large");
@@ -289,16 +297,16 @@ void causal_conv_silu_backward(Stream& stream, const Tensor& dout, const Tensor&
       backward_tile(tokens, ceil_div(D / kChannels, kThreads), B, std::int64_t{native.multiprocessors} * kBackwardResident);
   const int tile = std::max(wanted, ceil_div(tokens, most_tiles)), tiles = ceil_div(tokens, tile);
   auto* partials = static_cast<float*>(native.workspace);
-  with_compute_type(x.dtype(), [&](auto element) {
+  with_compute_type(dout.dtype(), [&](auto element) {
     using T = decltype(element);
     if (is_fast<T>(weight, bias, dout, x, dx)) {
       backward<T><<<dim3(ceil_div(D / kChannels, kThreads), tiles, B), kThreads, 0, native.stream>>>(
           pointer<const T>(dout), pointer<const T>(x), weight.as<float>(), bias.as<float>(), pointer<T>(dx), partials,
-          tokens, D, tile);
+          tokens, D, stride, dx_stride, tile);
     } else {
       backward_general<T><<<dim3(ceil_div(D, kThreads), tiles, B), kThreads, 0, native.stream>>>(
           pointer<const T>(dout), pointer<const T>(x), weight.as<float>(), bias.as<float>(), pointer<T>(dx), partials,
-          tokens, D, W, tile);
+          tokens, D, stride, dx_stride, W, tile);
     }
     CUDA_CHECK(cudaGetLastError());
   });

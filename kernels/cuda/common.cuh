@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "kernels/matrix.h"
 #include "runtime/cuda/native_stream.h"
 #include "runtime/tensor.h"
 
@@ -20,6 +21,11 @@ inline constexpr int kVector = 8;
 template <class T>
 T* pointer(const Tensor& tensor) {
   return static_cast<T*>(tensor.data());
+}
+
+template <class T>
+T* pointer(const Matrix& matrix) {
+  return pointer<T>(matrix.tensor) + matrix.offset;
 }
 
 /// Calls work(T{}) with T the element type of a compute dtype.

@@ -75,13 +75,13 @@ __global__ void __launch_bounds__(kThreads, 4) segment_kernel(const __grid_const
     typename Shared::Stage& stage = s.stage[tile & 1];
     const int token = tile * kTile, count = x.states - p.slice * kStates;
     const int column = x.columns - x.states + p.slice * kStates;
-    copy_rows<kTile>(stage.dt[0], p.own.dt + x.sequence(b), x, token, first_channel);
-    copy_rows<kTile>(stage.z[0], p.rows[2] + x.sequence(b), x, token, first_channel);
-    copy_rows<kTile>(stage.dout[0], p.rows[3] + x.sequence(b), x, token, first_channel);
+    copy_rows<kTile>(stage.dt[0], p.own.dt, x.channels, x, b, token, first_channel);
+    copy_rows<kTile>(stage.z[0], p.rows[2], x.z_stride, x, b, token, first_channel);
+    copy_rows<kTile>(stage.dout[0], p.rows[3], x.channels, x, b, token, first_channel);
     copy_columns<kTile>(stage.C[0], p.own.dbc + x.column_rows(b), x, token, column, count);
     for (int k = 0; k < p.readers; ++k) {
       typename Shared::ReaderStage& reader = s.reader(k, tile);
-      copy_rows<kTile>(reader.q[0], p.reader[k].q + x.sequence(b), x, token, first_channel);
+      copy_rows<kTile>(reader.q[0], p.reader[k].q, x.channels, x, b, token, first_channel);
       copy_columns<kTile>(reader.C[0], p.reader[k].dbc + x.column_rows(b), x, token, column, count);
     }
   };

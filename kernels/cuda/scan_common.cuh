@@ -71,10 +71,12 @@ __device__ inline void store4(bf16* to, const float (&x)[4]) {
 
 struct Extents {
   int batch, tokens, channels, states, columns, slices, saved;
-  bool vector;          ///< Rows of activations begin at multiples of 16 bytes.
-  bool vector_columns;  ///< So do the B and C columns of projections.
+  int z_stride, dz_stride;  ///< Elements between rows; those of the other activations are `channels` apart.
+  bool vector;              ///< Rows of activations begin at multiples of 16 bytes.
+  bool vector_columns;      ///< So do the B and C columns of projections.
 
-  __device__ std::int64_t sequence(int b) const { return static_cast<std::int64_t>(b) * tokens * channels; }
+  __device__ std::int64_t sequence(int b) const { return sequence(b, channels); }
+  __device__ std::int64_t sequence(int b, int stride) const { return static_cast<std::int64_t>(b) * tokens * stride; }
   __device__ std::int64_t column_rows(int b) const { return static_cast<std::int64_t>(b) * tokens * columns; }
   /// The first of D·16 saved states.
   __device__ std::int64_t saved_states(int b, int chunk, int slice) const {
@@ -119,6 +121,10 @@ inline Extents extents_of(const ScanRecurrence& own) {
 inline void require_alignment(Extents& x, const Tensor& tensor) {
   x.vector = x.vector && (!tensor || reinterpret_cast<std::uintptr_t>(tensor.data()) % 16 == 0);
 }
+inline void require_alignment(Extents& x, const Matrix& matrix) {
+  require_alignment(x, matrix.tensor);
+  x.vector = x.vector && matrix.row_stride % kVector == 0 && matrix.offset % kVector == 0;
+}
 
 /// And every projection whose B and C columns they copy so.
 inline void require_column_alignment(Extents& x, const Tensor& tensor) {
@@ -142,13 +148,14 @@ __device__ inline void share(const Copy& copy) {
   }
 }
 
-/// kTokens × 64 elements of a [T, D] activation of one sequence, from (token, channel), to rows of 64; zeros outside.
+/// kTokens × 64 elements of the activation `from`, rows `stride` apart, from (token, channel) of sequence b, to rows of 64;
+/// zeros outside.
 template <int kTokens, class T>
-__device__ void copy_rows(T* to, const T* from, const Extents& x, int token, int channel) {
+__device__ void copy_rows(T* to, const T* from, int stride, const Extents& x, int b, int token, int channel) {
   constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kChannels / kEach;
   share<kTokens * kRow>([&](int i) {
     const int t = i / kRow, c = i % kRow * kEach;
-    const T* row = from + static_cast<std::int64_t>(token + t) * x.channels + channel;
+    const T* row = from + x.sequence(b, stride) + static_cast<std::int64_t>(token + t) * stride + channel;
     const bool inside = token + t < x.tokens;
     if (x.vector) {
       const bool valid = inside && channel + c < x.channels;

@@ -48,14 +48,14 @@ __global__ void __launch_bounds__(kThreads, 2) forward_sliced_kernel(const __gri
 
   const auto fetch = [&](int token, int part) {
     const int slice = part % x.slices, count = x.states - slice * kStates, r = part / x.slices;
-    const Source<T> at(x, b, token / kTile, first_channel);
+    const Source<T> at(x, b, token / kTile, first_channel, x.channels);
     const int column = x.columns - 2 * x.states + slice * kStates;
     fetch_rows<false>(s.u, p.recurrence[r].u, x, at);
     fetch_rows<false>(s.dt, p.recurrence[r].dt, x, at);
     copy_columns<kTile>(s.B[0], p.recurrence[r].dbc + x.column_rows(b), x, token, column, count);
     copy_columns<kTile>(s.C[0], p.recurrence[0].dbc + x.column_rows(b), x, token, column + x.states, count);
     if (part == parts - 1) {
-      fetch_rows<false>(s.z, p.z, x, at);
+      fetch_rows<false>(s.z, p.z, x, Source<T>(x, b, token / kTile, first_channel, x.z_stride));
       if (p.gate) fetch_rows<false>(s.gate, p.gate, x, at);
     }
   };

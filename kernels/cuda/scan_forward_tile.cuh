@@ -52,17 +52,18 @@ struct Source {
   std::int64_t row;     ///< of an activation: the first of kEach channels of the first token
   std::int64_t column;  ///< of a projection: the first of four B's or C's (the upper half of the block's threads)
   int token, channel;
+  int stride;  ///< Elements between rows of the activation.
 
-  __device__ Source(const Extents& x, int b, int tile, int first_channel) {
+  __device__ Source(const Extents& x, int b, int tile, int first_channel, int stride) : stride(stride) {
     const int thread = threadIdx.x, t = thread / kRow, quarter = thread / 4;
     token = tile * kTile, channel = first_channel + thread % kRow * kEach;
-    row = x.sequence(b) + static_cast<std::int64_t>(token + t) * x.channels + channel;
+    row = x.sequence(b, stride) + static_cast<std::int64_t>(token + t) * stride + channel;
     column = x.column_rows(b) + static_cast<std::int64_t>(token + quarter % kTile) * x.columns + x.columns - 2 * x.states +
              quarter / kTile * x.states + thread % 4 * 4;
   }
   __device__ void next(const Extents& x) {
     token += kTile;
-    row += static_cast<std::int64_t>(kTile) * x.channels, column += static_cast<std::int64_t>(kTile) * x.columns;
+    row += static_cast<std::int64_t>(kTile) * stride, column += static_cast<std::int64_t>(kTile) * x.columns;
   }
 };
 
@@ -74,7 +75,7 @@ __device__ void fetch_rows(Rows<T>& to, const T* from, const Extents& x, const S
 #pragma unroll
   for (int first = 0; first < kTile; first += kStep) {
     const int t = first + static_cast<int>(threadIdx.x) / kRow;
-    const T* row = from + (at.row + static_cast<std::int64_t>(first) * x.channels);
+    const T* row = from + (at.row + static_cast<std::int64_t>(first) * at.stride);
     T* const place = to.row(c / kWarpChannels, t) + c % kWarpChannels;
     const bool inside = at.token + t < x.tokens;
     if constexpr (kAligned) {

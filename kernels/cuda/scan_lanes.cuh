@@ -94,18 +94,19 @@ class RowCopy {
   static constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kChannels / kEach, kCopies = kTile * kRow;
 
   __device__ RowCopy(const Extents& x, int b, int channel) : x_(x), b_(b) {
-    const int i = threadIdx.x % kCopies, c = channel + i % kRow * kEach;
-    at_ = i / kRow * x.channels + c;
-    tokens_ = c < x.channels ? x.tokens - i / kRow : 0;
+    const int i = threadIdx.x % kCopies;
+    row_ = i / kRow, channel_ = channel + i % kRow * kEach;
+    tokens_ = channel_ < x.channels ? x.tokens - row_ : 0;
   }
-  __device__ void run(T* to, const T* from, int tile) const {
-    copy16_async(to, from + x_.sequence(b_) + static_cast<std::int64_t>(tile) * (kTile * x_.channels) + at_,
+  /// From rows `stride` apart.
+  __device__ void run(T* to, const T* from, int stride, int tile) const {
+    copy16_async(to, from + x_.sequence(b_, stride) + static_cast<std::int64_t>(tile * kTile + row_) * stride + channel_,
                  tile * kTile < tokens_);
   }
 
  private:
   const Extents& x_;
-  int b_, at_, tokens_;
+  int b_, row_, channel_, tokens_;
 };
 
 /// Copies of 64 channels' saved states of a tile, by all threads of a block of kBlock.

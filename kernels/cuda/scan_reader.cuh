@@ -103,25 +103,27 @@ __global__ void __launch_bounds__(kThreads, kReaderBlocks) reader_kernel(const _
   const RowCopy<T> row_copy(x, b, first_channel);
   const StateCopy<T, kThreads> state_copy(x, b, first_channel);
   const ColumnCopy column_copy(x, b);
-  const auto fetch_two = [&](T* to0, const T* from0, T* to1, const T* from1, int tile) {
+  // Rows of `from0` are `stride` apart.
+  const auto fetch_two = [&](T* to0, const T* from0, int stride, T* to1, const T* from1, int tile) {
     if (!x.vector) {
-      copy_rows<kTile>(to0, from0 + x.sequence(b), x, tile * kTile, first_channel);
-      copy_rows<kTile>(to1, from1 + x.sequence(b), x, tile * kTile, first_channel);
+      copy_rows<kTile>(to0, from0, stride, x, b, tile * kTile, first_channel);
+      copy_rows<kTile>(to1, from1, x.channels, x, b, tile * kTile, first_channel);
     } else if constexpr (2 * RowCopy<T>::kCopies == kThreads) {
       const bool second = threadIdx.x >= kThreads / 2;
-      row_copy.run((second ? to1 : to0) + threadIdx.x % 64 * RowCopy<T>::kEach, second ? from1 : from0, tile);
+      row_copy.run((second ? to1 : to0) + threadIdx.x % 64 * RowCopy<T>::kEach, second ? from1 : from0,
+                   second ? x.channels : stride, tile);
     } else {
-      row_copy.run(to0 + threadIdx.x * RowCopy<T>::kEach, from0, tile);
-      row_copy.run(to1 + threadIdx.x * RowCopy<T>::kEach, from1, tile);
+      row_copy.run(to0 + threadIdx.x * RowCopy<T>::kEach, from0, stride, tile);
+      row_copy.run(to1 + threadIdx.x * RowCopy<T>::kEach, from1, x.channels, tile);
     }
   };
   const auto fetch_rows = [&](const ReaderTurn& turn, int parity) {
     const Recurrence<T>& source = p.source[turn.source];
     typename Shared::Rows& rows = s.rows[parity];
-    fetch_two(rows.u[0], source.u, rows.dt[0], source.dt, turn.tile);
+    fetch_two(rows.u[0], source.u, x.channels, rows.dt[0], source.dt, turn.tile);
     if (turn.source > 0 || turn.slice > 0) return;
-    fetch_two(rows.z[0], p.z, rows.dout[0], p.dout, turn.tile);
-    fetch_two(rows.gate[0], p.gate, rows.gate[0], p.gate, turn.tile);
+    fetch_two(rows.z[0], p.z, x.z_stride, rows.dout[0], p.dout, turn.tile);
+    fetch_two(rows.gate[0], p.gate, x.channels, rows.gate[0], p.gate, turn.tile);
   };
   const auto fetch_stage = [&](const ReaderTurn& turn, int parity) {
     const Recurrence<T>& source = p.source[turn.source];

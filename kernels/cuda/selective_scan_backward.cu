@@ -100,19 +100,21 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
 #pragma unroll
       for (int first = 0; first < 4 * RowCopy<T>::kCopies; first += kThreads) {
         const int i = first + static_cast<int>(threadIdx.x);
-        row_copy.run(to + i * RowCopy<T>::kEach, p.rows[i / RowCopy<T>::kCopies], tile);
+        const int tensor = i / RowCopy<T>::kCopies;
+        row_copy.run(to + i * RowCopy<T>::kEach, p.rows[tensor], tensor == 2 ? x.z_stride : x.channels, tile);
       }
     } else {
       for (int i = 0; i < 4; ++i) {
-        copy_rows<kTile>(to + i * kTile * kChannels, p.rows[i] + x.sequence(b), x, tile * kTile, first_channel);
+        copy_rows<kTile>(to + i * kTile * kChannels, p.rows[i], i == 2 ? x.z_stride : x.channels, x, b, tile * kTile,
+                         first_channel);
       }
     }
   };
   const auto fetch_row = [&](T* to, const T* from, int tile) {
     if (x.vector) {
-      if (threadIdx.x < RowCopy<T>::kCopies) row_copy.run(to + threadIdx.x * RowCopy<T>::kEach, from, tile);
+      if (threadIdx.x < RowCopy<T>::kCopies) row_copy.run(to + threadIdx.x * RowCopy<T>::kEach, from, x.channels, tile);
     } else {
-      copy_rows<kTile>(to, from + x.sequence(b), x, tile * kTile, first_channel);
+      copy_rows<kTile>(to, from, x.channels, x, b, tile * kTile, first_channel);
     }
   };
   const auto fetch_stage = [&](int tile) {
@@ -217,15 +219,16 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
       dz_factor[i] *= y, gating[i] *= y;
       slope[i] = ddt;
     }
+    const std::int64_t at_dz = x.sequence(b, x.dz_stride) + static_cast<std::int64_t>(token) * x.dz_stride + channel;
     if (!x.vector) {
       store_row(p.du + at - channel, channel, x, du);
       store_row(p.ddt + at - channel, channel, x, slope);
-      store_row(p.dz + at - channel, channel, x, dz_factor);
+      store_row(p.dz + at_dz - channel, channel, x, dz_factor);
       if (p.out) store_row(p.out + at - channel, channel, x, gating);
     } else if (channel < x.channels) {
       store4(p.du + at, du);
       store4(p.ddt + at, slope);
-      store4(p.dz + at, dz_factor);
+      store4(p.dz + at_dz, dz_factor);
       if (p.out) store4(p.out + at, gating);
     }
   };
@@ -411,9 +414,12 @@ void run_main(const NativeStream& native, const MainParams<T>& p) {
 Extents call_extents(const ScanBackwardArgs& args) {
   Extents x = extents_of(args.own);
   for (const Tensor& tensor :
-       {args.own.u, args.own.dt, args.gate, args.z, args.dout, args.du, args.ddt, args.dz, args.dgate, args.q, args.out}) {
+       {args.own.u, args.own.dt, args.gate, args.dout, args.du, args.ddt, args.dgate, args.q, args.out}) {
     require_alignment(x, tensor);
   }
+  require_alignment(x, args.z);
+  require_alignment(x, args.dz);
+  x.z_stride = static_cast<int>(args.z.row_stride), x.dz_stride = static_cast<int>(args.dz.row_stride);
   for (const ScanRecurrence& source : args.sources) {
     require_alignment(x, source.u);
     require_alignment(x, source.dt);

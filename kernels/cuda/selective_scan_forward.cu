@@ -65,7 +65,8 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
   if constexpr (kReadout) load_channels(p.skip, x, channel, skip);
   T* out = p.out + x.sequence(b) + (std::int64_t{span.first} * kTile + 2 * lane.quad) * x.channels + channel;
 
-  Source<T> ahead(x, b, span.first, first_channel), current = ahead;
+  Source<T> ahead(x, b, span.first, first_channel, x.channels), current = ahead;
+  Source<T> current_z(x, b, span.first, first_channel, x.z_stride);
   const auto fetch_inputs = [&](int tile) {
     typename Shared::Inputs& to = s.inputs[tile & 1];
     fetch_rows<kAligned>(s.u[tile & 3], recurrences[0].u, x, ahead);
@@ -81,9 +82,10 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
   };
   const auto fetch_output_inputs = [&](int tile) {
     typename Shared::OutputInputs& to = s.output_inputs[tile & 1];
-    fetch_rows<kAligned>(to.z[0], p.z, x, current);
+    fetch_rows<kAligned>(to.z[0], p.z, x, current_z);
     if constexpr (Shared::kGates > 0) fetch_rows<kAligned>(to.gate[0], p.gate, x, current);
     current.next(x);
+    current_z.next(x);
   };
   const auto make_tile = [&](int tile) {
     const typename Shared::Inputs& from = s.inputs[tile & 1];
@@ -313,7 +315,9 @@ void run(const NativeStream& native, const ScanForwardArgs& args) {
           "each rounded up to a multiple of 16");
   p.recurrence[0] = view<T>(args.own);
   for (int s = 1; s < p.recurrences; ++s) p.recurrence[s] = view<T>(args.sources[static_cast<std::size_t>(s - 1)]);
-  for (const Tensor& tensor : {args.own.u, args.own.dt, args.z, args.gate, args.out}) require_alignment(p.x, tensor);
+  for (const Tensor& tensor : {args.own.u, args.own.dt, args.gate, args.out}) require_alignment(p.x, tensor);
+  require_alignment(p.x, args.z);
+  p.x.z_stride = static_cast<int>(args.z.row_stride);
   for (const ScanRecurrence& source : args.sources) {
     require_alignment(p.x, source.u);
     require_alignment(p.x, source.dt);

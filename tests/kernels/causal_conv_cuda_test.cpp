@@ -75,5 +75,25 @@ TEST_F(CausalConvCuda, Backward) {
   }
 }
 
+TEST_F(CausalConvCuda, ColumnsOfSomethingWider) {
+  for (const DType dtype : oracle::kComputeTypes) {
+    for (const auto& [D, W] : {std::pair<std::int64_t, std::int64_t>{24, 4}, {37, 4}, {16, 3}}) {
+      const Shape shape{2, 70, D}, wide{2, 70, 2 * D};
+      Twin &dout = random("dout", shape, dtype), &x = random("x", wide, dtype), &out = overwritten(shape, dtype);
+      Twin &weight = random("weight", {D, W}), &bias = random("bias", {D}), &dx = random("dx", wide, dtype);
+      Twin &dweight = random("dweight", {D, W}), &dbias = random("dbias", {D});
+      const auto right = [D = D](const Tensor& whole) { return Matrix(whole).columns_of(D, D); };
+      compare(
+          [&](Stream& stream, Side on) {
+            causal_conv_silu_forward(stream, right(on(x)), on(weight), on(bias), Tensor(), on(out));
+            causal_conv_silu_backward(stream, on(dout), right(on(x)), on(weight), on(bias), right(on(dx)), on(dweight),
+                                      on(dbias));
+          },
+          {out, dx, dweight, dbias}, fmt::format("D {} W {}, {}", D, W, name_of(dtype)));
+      clear();
+    }
+  }
+}
+
 }  // namespace
 }  // namespace dm

@@ -147,13 +147,39 @@ TEST_F(CausalConv, AChannelDoesNotDependOnWhichOthersAreThere) {
   for (std::int64_t i = 0; i < few.channels; ++i) ASSERT_EQ(dbias_few[i], dbias[kFirst + i]);
 }
 
+TEST_F(CausalConv, InputAndItsCotangentMayBeColumnsOfSomethingWider) {
+  const Extents e{2, 19, 21, 4};
+  const std::int64_t D = e.channels, rows = e.batch * e.tokens;
+  Random dout("dout", e.sequence()), x("x", e.sequence()), weight("weight", e.filter()), bias("bias", {D});
+  Guarded<float> wide({e.batch, e.tokens, 3 * D}, -5.0f), wide_dx({e.batch, e.tokens, 2 * D}, -5.0f);
+  for (std::int64_t i = 0; i < rows * D; ++i) wide[i / D * 3 * D + D + i % D] = x[i];
+  const Matrix x_part = Matrix(wide.tensor()).columns_of(D, D), dx_part = Matrix(wide_dx.tensor()).columns_of(D, D);
+  Overwritten out(e.sequence()), wide_out(e.sequence()), dx(e.sequence());
+  Guarded<float> history(e.history(), 0.5f), wide_history(e.history(), 0.5f);
+  causal_conv_silu_forward(stream, x.tensor(), weight.tensor(), bias.tensor(), history.tensor(), out.tensor());
+  causal_conv_silu_forward(stream, x_part, weight.tensor(), bias.tensor(), wide_history.tensor(), wide_out.tensor());
+  EXPECT_TRUE(oracle::same_bits(out.values(), wide_out.values()));
+  EXPECT_TRUE(oracle::same_bits(history.values(), wide_history.values()));
+  Guarded<float> dweight(e.filter(), 0.0f), dbias({D}, 0.0f);
+  causal_conv_silu_backward(stream, dout.tensor(), x.tensor(), weight.tensor(), bias.tensor(), dx.tensor(), dweight.tensor(),
+                            dbias.tensor());
+  causal_conv_silu_backward(stream, dout.tensor(), x_part, weight.tensor(), bias.tensor(), dx_part, dweight.tensor(),
+                            dbias.tensor());
+  for (std::int64_t i = 0; i < rows * D; ++i) {
+    ASSERT_EQ(wide_dx[i / D * 2 * D + D + i % D], dx[i]);
+    ASSERT_EQ(wide_dx[i / D * 2 * D + i % D], -5.0f);
+  }
+}
+
 TEST_F(CausalConv, NamesTheWrongTensor) {
   Random x("x", {2, 5, 8}), out("out", {2, 5, 8}), weight("weight", {8, 4}), bias("bias", {8}), wide("wide", {8, 9});
   const auto forward = [&](const Tensor& input, const Tensor& filter, const Tensor& history, const Tensor& output) {
     return error_of([&] { causal_conv_silu_forward(stream, input, filter, bias.tensor(), history, output); });
   };
-  EXPECT_EQ(forward(x.tensor().reshaped({10, 8}), weight.tensor(), Tensor(), out.tensor()),
-            "causal_conv_silu_forward: x must be [batch, tokens, channels]");
+  EXPECT_EQ(forward(x.tensor(), weight.tensor(), Tensor(), out.tensor().reshaped({10, 8})),
+            "causal_conv_silu_forward: out must be [batch, tokens, channels]");
+  EXPECT_EQ(forward(x.tensor().slice(0, 1), weight.tensor(), Tensor(), out.tensor()),
+            "causal_conv_silu_forward: x is float32 [1, 5, 8], expected float32 [10 rows, 8]");
   EXPECT_EQ(forward(x.tensor(), wide.tensor(), Tensor(), out.tensor()),
             "causal_conv_silu_forward: weight must be [channels, taps] with 2 to 8 taps");
   EXPECT_EQ(forward(x.tensor(), weight.tensor().slice(0, 7), Tensor(), out.tensor()),
@@ -164,7 +190,7 @@ TEST_F(CausalConv, NamesTheWrongTensor) {
               causal_conv_silu_backward(stream, out.tensor(), x.tensor(), weight.tensor(), bias.tensor(),
                                         out.tensor().slice(0, 1), weight.tensor(), bias.tensor());
             }),
-            "causal_conv_silu_backward: dx is float32 [1, 5, 8], expected float32 [2, 5, 8]");
+            "causal_conv_silu_backward: dx is float32 [1, 5, 8], expected float32 [10 rows, 8]");
 }
 
 }  // namespace

@@ -24,12 +24,13 @@ struct Case {
   bool in_place = false;  ///< dz is z, dgate is gate, forward's out is z, backward's is dout.
   bool shifted = false;   ///< Activations begin at an address that no vector access may use.
   bool out = true;        ///< Backward is asked for out.
+  bool wide = false;      ///< z and dz are the right halves of twice as many columns.
 
   std::string name(DType compute) const {
     return std::string(name_of(compute)) + " B " + std::to_string(B) + " T " + std::to_string(T) + " D " +
            std::to_string(D) + " N " + std::to_string(N) + " R " + std::to_string(R) + " sources " +
            std::to_string(sources) + " readers " + std::to_string(readers) + (in_place ? " in place" : "") +
-           (shifted ? " shifted" : "") + (out ? "" : " without out");
+           (shifted ? " shifted" : "") + (out ? "" : " without out") + (wide ? " wide" : "");
   }
 };
 
@@ -171,14 +172,17 @@ Results compute(const Case& c, Device device, DType compute) {
   const Tensor gate = dense ? place.activation("gate", activations) : Tensor(), skip = place.parameter("skip", {c.D});
   Results results;
 
-  const Tensor z_of_forward = place.activation("z", activations);
+  const Shape z_shape{c.B, c.T, c.wide ? 2 * c.D : c.D};
+  const auto z_part = [&](const Tensor& whole) { return Matrix(whole).columns_of(c.wide ? c.D : 0, c.D); };
+  const Tensor z_of_forward = place.activation("z", z_shape);
   const Tensor out = c.in_place ? z_of_forward : place.output("out", activations);
   const Tensor final_state = place.output("final_state", {c.B, c.D, c.N}, DType::f32);
-  selective_scan_forward(place.stream(), {own, sources, gate, skip, z_of_forward, out, final_state});
+  selective_scan_forward(place.stream(), {own, sources, gate, skip, z_part(z_of_forward), out, final_state});
   results["out"] = place.read(out);
   results["final_state"] = place.read(final_state);
 
-  const Tensor z = place.activation("z", activations), from_zero = place.output("out from zero", activations);
+  const Tensor z_whole = place.activation("z", z_shape), from_zero = place.output("out from zero", activations);
+  const Matrix z = z_part(z_whole);
   own.initial = {};
   for (ScanRecurrence& source : sources) {
     source.initial = {};
@@ -188,6 +192,8 @@ Results compute(const Case& c, Device device, DType compute) {
 
   const std::int64_t scratch = scan_backward_scratch(device.kind, c.B, c.T, c.D, c.N, dense);
   const Tensor dout = place.activation("dout", activations);
+  // Where dz is a part, the rest has numbers that must stay.
+  const Tensor dz_whole = c.in_place ? z_whole : c.wide ? place.activation("dz", z_shape) : place.output("dz", activations);
   const ScanBackwardArgs args{.own = own,
                               .sources = sources,
                               .readers = readers,
@@ -198,7 +204,7 @@ Results compute(const Case& c, Device device, DType compute) {
                               .du = place.output("du", activations),
                               .ddt = place.output("ddt", activations),
                               .ddbc = place.parameter("ddbc", {c.B, c.T, c.R + 2 * c.N}),
-                              .dz = c.in_place ? z : place.output("dz", activations),
+                              .dz = z_part(dz_whole),
                               .dgate = c.in_place ? gate : place.output_if(dense, "dgate", activations),
                               .q = place.output_if(dense, "q", activations),
                               .out = c.in_place ? dout : place.output_if(c.out, "out again", activations),
@@ -210,7 +216,7 @@ Results compute(const Case& c, Device device, DType compute) {
   results["du"] = place.read(args.du);
   results["ddt"] = place.read(args.ddt);
   results["ddbc"] = place.read(args.ddbc);
-  results["dz"] = place.read(args.dz);
+  results["dz"] = place.read(dz_whole);
   results["dA_log"] = place.read(args.dA_log);
   results["dskip"] = place.read(args.dskip);
   results["ddt_bias"] = place.read(args.ddt_bias);
@@ -297,6 +303,17 @@ TEST_P(SelectiveScanCuda, SegmentsOfTime) {
   expect_twins_agree({.B = 1, .T = 777, .D = 70, .N = 16, .R = 4, .sources = 1, .readers = 3}, GetParam());
   expect_twins_agree({.B = 1, .T = 777, .D = 33, .N = 9, .R = 1, .sources = 2, .readers = 1}, GetParam());
   expect_twins_agree({.B = 2, .T = 530, .D = 20, .N = 37, .R = 0, .sources = 1, .readers = 1}, GetParam());
+}
+
+TEST_P(SelectiveScanCuda, ZAsColumnsOfSomethingWider) {
+  for (const int sources : {0, 1, 2, 3}) {
+    for (const std::int64_t D : {5, 72}) {
+      expect_twins_agree({.B = 2, .T = 50, .D = D, .N = 16, .R = 9, .sources = sources, .readers = 1, .wide = true},
+                         GetParam());
+    }
+  }
+  expect_twins_agree({.B = 2, .T = 30, .D = 64, .N = 20, .R = 4, .sources = 1, .readers = 0, .wide = true}, GetParam());
+  expect_twins_agree({.B = 1, .T = 777, .D = 72, .N = 16, .R = 4, .sources = 1, .readers = 1, .wide = true}, GetParam());
 }
 
 TEST_P(SelectiveScanCuda, WideAndLong) {

@@ -10,6 +10,8 @@
 
 #include <gtest/gtest.h>
 
+#include <optional>
+
 #include "tests/kernels/oracle.h"
 #include "tests/kernels/selective_scan_oracle.h"
 
@@ -99,6 +101,14 @@ struct Problem {
   std::deque<Layer> sources;
   std::deque<Reader> readers;
   Random gate, skip, z, dout;
+  std::optional<Guarded<float>> wide_z;
+
+  /// Moves z to the right half of twice as many columns.
+  void widen() {
+    wide_z.emplace(Shape{x.B, x.T, 2 * x.D}, -5.0f);
+    for (std::int64_t i = 0; i < x.B * x.T * x.D; ++i) (*wide_z)[i / x.D * 2 * x.D + x.D + i % x.D] = z[i];
+  }
+  Matrix z_matrix() { return wide_z ? Matrix(wide_z->tensor()).columns_of(x.D, x.D) : Matrix(z.tensor()); }
 };
 
 /// Runs the forward of `p` into `out`; `final_state` may be absent.
@@ -109,7 +119,7 @@ void run_forward(Problem& p, const Tensor& out, bool from_initial = false, const
                                   .sources = sources,
                                   .gate = sources.empty() ? Tensor() : p.gate.tensor(),
                                   .skip = p.skip.tensor(),
-                                  .z = p.z.tensor(),
+                                  .z = p.z_matrix(),
                                   .out = out,
                                   .final_state = final_state});
 }
@@ -166,12 +176,12 @@ void run_backward(Problem& p, Gradients& g, bool in_place = false, bool out = tr
                                    .readers = readers,
                                    .gate = dense ? p.gate.tensor() : Tensor(),
                                    .skip = p.skip.tensor(),
-                                   .z = p.z.tensor(),
+                                   .z = p.z_matrix(),
                                    .dout = p.dout.tensor(),
                                    .du = g.du.tensor(),
                                    .ddt = g.ddt.tensor(),
                                    .ddbc = g.ddbc.tensor(),
-                                   .dz = in_place ? p.z.tensor() : g.dz.tensor(),
+                                   .dz = in_place ? p.z_matrix() : Matrix(g.dz.tensor()),
                                    .dgate = !dense     ? Tensor()
                                             : in_place ? p.gate.tensor()
                                                        : g.dgate.tensor(),
@@ -353,6 +363,29 @@ TEST(SelectiveScan, InPlaceAndAgainGiveTheSameBits) {
   EXPECT_TRUE(oracle::same_bits(first.dz.values(), second.dz.values()));
 }
 
+TEST(SelectiveScan, ZAndItsCotangentMayBeColumnsOfSomethingWider) {
+  const ScanExtents x{.B = 2, .T = 45, .D = 21, .N = 16, .R = 3};
+  Problem p(x, 1, 1), wide(x, 1, 1);
+  wide.widen();
+  Overwritten out({x.B, x.T, x.D}), wide_out({x.B, x.T, x.D});
+  run_forward(p, out.tensor());
+  run_forward(wide, wide_out.tensor());
+  EXPECT_TRUE(oracle::same_bits(out.values(), wide_out.values()));
+  save_states(p);
+  save_states(wide);
+  Gradients g(x), wide_g(x);
+  run_backward(p, g);
+  run_backward(wide, wide_g, /*in_place=*/true);
+  EXPECT_TRUE(oracle::same_bits(g.du.values(), wide_g.du.values()));
+  EXPECT_TRUE(oracle::same_bits(g.dA_log.values(), wide_g.dA_log.values()));
+  for (std::int64_t row = 0; row < x.B * x.T; ++row) {
+    for (std::int64_t d = 0; d < x.D; ++d) {
+      ASSERT_EQ((*wide.wide_z)[row * 2 * x.D + d], -5.0f);
+      ASSERT_EQ((*wide.wide_z)[row * 2 * x.D + x.D + d], g.dz[row * x.D + d]);
+    }
+  }
+}
+
 /// Tokens [begin, end) of one sequence.
 ScanRecurrence piece(const ScanRecurrence& whole, std::int64_t begin, std::int64_t end, const Tensor& state) {
   const auto cut = [&](const Tensor& tensor) {
@@ -453,7 +486,7 @@ TEST(SelectiveScan, WrongArgumentsAreNamed) {
   };
   EXPECT_EQ(refusal([](ScanForwardArgs&) {}), "");
   EXPECT_EQ(refusal([&](ScanForwardArgs& args) { args.z = narrow.tensor(); }),
-            "selective_scan_forward: z is float32 [1, 4, 4], expected float32 [1, 4, 5]");
+            "selective_scan_forward: z is float32 [1, 4, 4], expected float32 [4 rows, 5]");
   EXPECT_EQ(refusal([](ScanForwardArgs& args) { args.out = {}; }),
             "selective_scan_forward: out is absent, expected float32 [1, 4, 5]");
   EXPECT_EQ(refusal([&](ScanForwardArgs& args) { args.own.dt = narrow.tensor(); }),
