@@ -49,8 +49,7 @@ DenseHistory::DenseHistory(Arena& arena, const ModelConfig& config, const Activa
     ring(kept, states.shape, states.dtype, "scan chunk states", into(chunk_states_));
   }
   const std::int64_t inputs = slots_of(Part::xh_z, recompute == Recompute::block, window);
-  ring(inputs, channels, compute, "in_proj outputs", project(&Mixer::Projected::xh));
-  ring(inputs, channels, compute, "in_proj outputs", project(&Mixer::Projected::z));
+  ring(inputs, {B, T, 2 * shape.local_channels}, compute, "in_proj outputs", project(&Mixer::Projected::xh_z));
   const std::int64_t scan_inputs = slots_of(Part::scan_inputs, recompute != Recompute::none, window);
   ring(scan_inputs, channels, compute, "convolution outputs", project(&Mixer::Projected::u));
   ring(scan_inputs, channels, compute, "time steps", project(&Mixer::Projected::dt));

@@ -11,10 +11,9 @@ Mixer::Mixer(const ModelConfig& config, std::int64_t layer, const ParameterStore
     : R_(config.dt_rank), N_(config.d_state), dense_(config.sources_of(layer) > 0), tensor_(&tensor) {
   const std::string prefix = mixer_prefix(layer);
   const auto parameter = [&](const char* name) { return store.parameter(prefix + name); };
-  const Parameter in_proj = parameter("in_proj.weight");
-  const std::int64_t D = in_proj.value.size(0) / 2;
-  in_xh_ = {in_proj.value.slice(0, D), in_proj.gradient.slice(0, D)};
-  in_z_ = {in_proj.value.slice(D, D), in_proj.gradient.slice(D, D)};
+  in_proj_ = parameter("in_proj.weight");
+  const std::int64_t D = in_proj_.value.size(0) / 2;
+  in_xh_ = in_proj_.value.slice(0, D), in_z_ = in_proj_.value.slice(D, D);
   conv_weight_ = parameter("conv1d.weight");
   const Shape taps{D, config.d_conv};  // [D, 1, W] in checkpoints
   conv_weight_ = {conv_weight_.value.reshaped(taps), conv_weight_.gradient.reshaped(taps)};
@@ -32,13 +31,15 @@ Mixer::Mixer(const ModelConfig& config, std::int64_t layer, const ParameterStore
 }
 
 void Mixer::project(Stream& stream, const Projected& p, const Carry& carry, Known known) const {
-  if (!known.xh_z) linear_forward(stream, p.x, in_xh_.value, p.xh);
-  causal_conv_silu_forward(stream, p.xh, conv_weight_.value, conv_bias_.value, carry.conv_history, p.u);
+  // One product where there is no sum for its second half to hide.
+  const bool at_once = tensor_->ranks().size() == 1;
+  if (!known.xh_z) linear_forward(stream, p.x, at_once ? in_proj_.value : in_xh_, at_once ? Matrix(p.xh_z) : p.xh());
+  causal_conv_silu_forward(stream, p.xh(), conv_weight_.value, conv_bias_.value, carry.conv_history, p.u);
   if (!known.dbc) {
     linear_forward(stream, p.u, x_proj_.value, p.dbc);
     tensor_->start_sum(stream, p.dbc);
   }
-  if (!known.xh_z) linear_forward(stream, p.x, in_z_.value, p.z);
+  if (!known.xh_z && !at_once) linear_forward(stream, p.x, in_z_, p.z());
   if (!known.dbc) tensor_->finish_sum(stream);
   if (p.dbc_operand.dtype() != DType::f32) convert(stream, p.dbc, p.dbc_operand);
   linear_forward(stream, Matrix(p.dbc_operand).columns_of(0, R_), dt_proj_.value, p.dt);
@@ -67,7 +68,7 @@ void Mixer::mix(Stream& stream, const Projected& p, const Tensor& chunk_states, 
                                   .sources = sources,
                                   .gate = dense_ ? m.gate : Tensor(),
                                   .skip = skip_.value,
-                                  .z = p.z,
+                                  .z = p.z(),
                                   .out = m.out,
                                   .final_state = carry.final_state});
 }
@@ -101,13 +102,15 @@ void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Pro
   const Tensor crossing = scratch({rows * (small + G)}, DType::f32);
   const Tensor ddbc = crossing.flat(0, rows * small).reshaped(p.dbc.shape());
   const Tensor du = scratch(channels, compute), ddt = scratch(channels, compute);
-  const Tensor dz = p.z, gate = dense_ ? m.gate : Tensor(), dgate = gate;  // in place
+  const Tensor gate = dense_ ? m.gate : Tensor(), dgate = gate;  // in place
+  const Tensor dxh_z = scratch(p.xh_z.shape(), compute);
+  const Matrix dxh = Matrix(dxh_z).columns_of(0, channels[2]), dz = Matrix(dxh_z).columns_of(channels[2], channels[2]);
   selective_scan_backward(stream, {.own = recurrence(p, chunk_states, {}),
                                    .sources = sources,
                                    .readers = readers,
                                    .gate = gate,
                                    .skip = skip_.value,
-                                   .z = p.z,
+                                   .z = p.z(),
                                    .dout = dmixed,
                                    .du = du,
                                    .ddt = ddt,
@@ -132,24 +135,27 @@ void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Pro
   }
   tensor_->start_sum(stream, crossing);
 
-  // What does not wait for the sum, [xh | z] = x · in_projᵀ from z among it
+  // What does not wait for the sum, [xh | z] = x · in_projᵀ from z among it; without a sum that is one product, below
+  const bool at_once = tensor_->ranks().size() == 1;
   linear_backward_weight(stream, dout, m.out, out_proj_.gradient);
   linear_backward_weight(stream, ddt, Matrix(p.dbc_operand).columns_of(0, R_), dt_proj_.gradient);
   if (dense_) linear_backward_weight(stream, dgate, m.gate_hidden, gate_fc2_.gradient);
-  linear_backward_input(stream, dz, in_z_.value, dx, Accumulate::overwrite);
+  if (!at_once) linear_backward_input(stream, dz, in_z_, dx, Accumulate::overwrite);
   tensor_->finish_sum(stream);
 
   // dbc = u · x_projᵀ, u = silu(conv(xh)), and xh
   const Tensor ddbc_operand = operand(ddbc);
   linear_backward_input(stream, ddbc_operand, x_proj_.value, du, Accumulate::add);
-  const Tensor dxh = dmixed;  // its values are spent
-  causal_conv_silu_backward(stream, du, p.xh, conv_weight_.value, conv_bias_.value, dxh, conv_weight_.gradient,
+  causal_conv_silu_backward(stream, du, p.xh(), conv_weight_.value, conv_bias_.value, dxh, conv_weight_.gradient,
                             conv_bias_.gradient);
-  linear_backward_input(stream, dxh, in_xh_.value, dx, Accumulate::add);
+  if (at_once) {
+    linear_backward_input(stream, dxh_z, in_proj_.value, dx, Accumulate::overwrite);
+  } else {
+    linear_backward_input(stream, dxh, in_xh_, dx, Accumulate::add);
+  }
   tensor_->start_sum(stream, dx);
   linear_backward_weight(stream, ddbc_operand, p.u, x_proj_.gradient);
-  linear_backward_weight(stream, dxh, p.x, in_xh_.gradient);
-  linear_backward_weight(stream, dz, p.x, in_z_.gradient);
+  linear_backward_weight(stream, dxh_z, p.x, in_proj_.gradient);
   tensor_->finish_sum(stream);
 
   // The gate's fc1 is whole on every rank and so is its cotangent: its part of dx is added after the sum.

@@ -33,12 +33,14 @@ class Mixer {
   /// What `project` makes: the input of this layer's scan, and of the scans of the layers above that read its states.
   struct Projected {
     Tensor x;            ///< [B, T, C] the normalised input.
-    Tensor xh;           ///< [B, T, D] in_proj's first half, input of the convolution.
-    Tensor z;            ///< [B, T, D] in_proj's second half.
+    Tensor xh_z;         ///< [B, T, 2D] in_proj's output: the convolution's input, and z.
     Tensor u;            ///< [B, T, D] after convolution and SiLU.
     Tensor dt;           ///< [B, T, D] dt_proj's output, before bias and softplus.
     Tensor dbc;          ///< [B, T, R+2N] f32, summed over the tensor group.
     Tensor dbc_operand;  ///< The same in the compute dtype, for products; dbc itself where that is f32.
+
+    Matrix xh() const { return Matrix(xh_z).columns_of(0, xh_z.size(-1) / 2); }
+    Matrix z() const { return Matrix(xh_z).columns_of(xh_z.size(-1) / 2, xh_z.size(-1) / 2); }
   };
 
   /// What `gate` and `mix` make.
@@ -85,7 +87,7 @@ class Mixer {
 
   /// From dout [B, T, C] (cotangent of `output`'s out): dx [B, T, C] (overwritten, complete on every rank), q [B, T, D]
   /// (written for dense layers: this layer's part in its sources' backward), and all parameter gradients (accumulated).
-  /// Of `mixed` it reads the gate; mixed.out is made again. Overwrites projected.z and mixed.gate. Scratch comes from
+  /// Of `mixed` it reads the gate; mixed.out is made again. Overwrites mixed.gate. Scratch comes from
   /// `arena` and is given back.
   void backward(Stream& stream, Arena& arena, const Tensor& dout, const Projected& projected, const Mixed& mixed,
                 const Tensor& chunk_states, std::span<const ScanRecurrence> sources, std::span<const ScanReader> readers,
@@ -95,7 +97,8 @@ class Mixer {
   std::int64_t R_;
   std::int64_t N_;
   bool dense_;
-  Parameter in_xh_, in_z_;  // the two halves of in_proj.weight
+  Parameter in_proj_;
+  Tensor in_xh_, in_z_;  // the two halves of its value
   Parameter conv_weight_, conv_bias_, x_proj_, dt_proj_, dt_bias_, A_log_, skip_, out_proj_;
   Parameter gate_fc1_, gate_fc2_;  // absent without sources
   TensorGroup* tensor_;
