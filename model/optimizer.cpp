@@ -40,7 +40,7 @@ PartitionedAdamW::PartitionedAdamW(const ParameterStore& store, Grid& grid, Sett
   const std::int64_t bytes = partition.owned_elements() * size_of(DType::f32);
   first_moments_ = Buffer("optimizer moments", bytes, store.device(), report);
   second_moments_ = Buffer("optimizer moments", bytes, store.device(), report);
-  control_ = Buffer("optimizer control", 2 * kControlOffset, store.device(), report);
+  control_ = Buffer("optimizer moments", 2 * kControlOffset, store.device(), report);
 }
 
 Tensor PartitionedAdamW::control() const {
