@@ -51,6 +51,20 @@ __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+__device__ inline void load2(const float* from, float (&x)[2]) {
+  const float2 v = *reinterpret_cast<const float2*>(from);
+  x[0] = v.x, x[1] = v.y;
+}
+__device__ inline void load2(const bf16* from, float (&x)[2]) {
+  const std::uint32_t word = *reinterpret_cast<const std::uint32_t*>(from);
+  x[0] = __uint_as_float(word << 16), x[1] = __uint_as_float(word & 0xffff0000u);
+}
+__device__ inline void store2(float* to, const float (&x)[2]) {
+  *reinterpret_cast<float2*>(to) = make_float2(x[0], x[1]);
+}
+__device__ inline void store2(bf16* to, const float (&x)[2]) {
+  *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(x[0], x[1]);
+}
 __device__ inline void load4(const float* from, float (&x)[4]) {
   const float4 v = *reinterpret_cast<const float4*>(from);
   x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;

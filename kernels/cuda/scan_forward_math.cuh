@@ -50,19 +50,4 @@ __device__ inline void silu_pair(float (&z)[2]) {
   z[0] *= both * b, z[1] *= both * a;
 }
 
-__device__ inline void load2(const float* from, float (&x)[2]) {
-  const float2 v = *reinterpret_cast<const float2*>(from);
-  x[0] = v.x, x[1] = v.y;
-}
-__device__ inline void load2(const bf16* from, float (&x)[2]) {
-  const std::uint32_t word = *reinterpret_cast<const std::uint32_t*>(from);
-  x[0] = __uint_as_float(word << 16), x[1] = __uint_as_float(word & 0xffff0000u);
-}
-__device__ inline void store2(float* to, const float (&x)[2]) {
-  *reinterpret_cast<float2*>(to) = make_float2(x[0], x[1]);
-}
-__device__ inline void store2(bf16* to, const float (&x)[2]) {
-  *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(x[0], x[1]);
-}
-
 }  // namespace dm::cuda::scan::forward
