@@ -54,6 +54,7 @@ class StepBench {
     print_head();
     products();
     norms();
+    conversion();
     convolution();
     for (std::int64_t sources = 0; sources <= options_.model.dense_depth; ++sources) scans(sources);
     loss();
@@ -76,6 +77,7 @@ class StepBench {
                Accumulate dx_is);
   void products();
   void norms();
+  void conversion();
   void convolution();
   void scans(std::int64_t sources);
   void loss();
@@ -217,6 +219,16 @@ void StepBench::norms() {
   });
 }
 
+/// Of x_proj's output to an operand of products, and of its cotangent.
+void StepBench::conversion() {
+  if (compute_ == DType::f32) return;
+  const std::int64_t n = tokens_ * small_;
+  row("convert", {.bytes = floats(n) + activations(n)}, [&](KernelInputs& in) -> Call {
+    const Tensor from = in.random({tokens_, small_}, DType::f32), to = in.random({tokens_, small_}, compute_);
+    return [=](Stream& stream) { convert(stream, from, to); };
+  });
+}
+
 void StepBench::convolution() {
   const Shape shape{B_, T_, D_};
   const std::int64_t W = options_.model.d_conv;
@@ -333,6 +345,10 @@ void StepBench::optimizer() {
     const Tensor second = in.filled({n}, 1), master = in.random({n}, DType::f32);
     const Tensor value = one_copy ? master : in.random({n}, compute_);
     return [=](Stream& stream) { adamw(stream, {.lr = 1e-4f}, control, gradient, first, second, master, value); };
+  });
+  row("clear", {.bytes = floats(n)}, [&](KernelInputs& in) -> Call {
+    const Tensor x = in.random({n}, DType::f32);
+    return [=](Stream& stream) { fill(stream, x, 0.0f); };
   });
   row("sum of squares", {.bytes = floats(n)}, [&](KernelInputs& in) -> Call {
     const Tensor x = in.random({n}, DType::f32), out = in.filled({1}, 0);

@@ -66,6 +66,8 @@ void bench(TrainOptions& options, const BenchOptions& bench_options) {
                          {"micro_batch", micro_batch_of(options.train, grid.data->size())},
                          {"sequence", options.train.sequence},
                          {"recompute", options.train.recompute},
+                         {"loss_chunk", options.train.loss_chunk},
+                         {"parameters", options.model.parameters()},
                          {"steps", bench_options.repeats},
                          {"ms", median},
                          {"ms_min", milliseconds.front()},

@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Where the time of an optimizer step goes: every op with its calls, time and floor, and their sum against the measured step.
+
+    launch/budget.py --config mamba-370m --batch 16 --seq 2048 [OPTION...]     on one GPU, or on one CPU rank
+
+Runs `densemamba bench-step` and `densemamba bench-kernels` at the shapes of one micro-batch and prints a Markdown table. OPTIONS go to
+bench-step, e.g. --train.micro_batch 8 --train.recompute block. An op's floor is the longest of its bytes at the copy rate, its operations at
+the rate of matrix products and its exponentials at theirs, each measured in the same run. Time that no op explains is printed: launches,
+waits, and what bench-kernels has no row for.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+
+def run(program, *words):
+    """The JSON lines that the program prints."""
+    done = subprocess.run([program, *map(str, words)], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(done.returncode)  # the program has said why
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def calls_of(step):
+    """Op → how often a step of this model calls it at the shapes of one micro-batch. Scans count the layer's sources."""
+    layers, depth, micros = step["layers"], step["dense_depth"], step["batch"] // step["micro_batch"]
+    again = {"none": (), "selective": ("dt", "gate"), "block": ("dt", "gate", "in")}[step["recompute"]]
+    calls = {}
+
+    def add(op, count):
+        calls[op] = calls.get(op, 0) + count * micros
+
+    def product(name, count, repeated=False):
+        add(f"{name} forward", count * (2 if repeated else 1))
+        add(f"{name} backward input", count)
+        add(f"{name} backward weight", count)
+
+    add("embedding forward", 1)
+    add("embedding backward", 1)
+    add("rmsnorm forward", layers + 1)
+    add("rmsnorm backward", layers + 1)
+    product("in_proj whole", layers, "in" in again)
+    add("conv forward", layers * (2 if "dt" in again else 1))
+    add("conv backward", layers)
+    product("x_proj", layers)
+    product("dt_proj", layers, "dt" in again)
+    if step["dtype"] != "float32":
+        add("convert", layers * (3 if "dt" in again else 2))
+    for layer in range(layers):
+        sources = min(layer, depth)
+        add(f"scan forward, {sources} sources", 1)
+        add(f"scan backward, {sources} sources", 1)
+    if depth > 0:
+        product("gate fc1", layers - 1, "gate" in again)
+        product("gate fc2", layers - 1, "gate" in again)
+    product("out_proj", layers)
+    tokens, chunk = step["micro_batch"] * step["sequence"], step["loss_chunk"]
+    product("head", tokens / chunk)
+    add("cross-entropy stats", tokens / chunk)
+    add("cross-entropy finish", tokens / chunk)
+    for op in ("adamw", "sum of squares", "clear"):  # over all parameters, whatever the number of micro-batches
+        calls[op] = step["parameters"] / step["bench_parameters"]
+    return calls
+
+
+def floor_ms(row, ceilings):
+    rates = (("bytes", "copy_bytes_per_second"), ("flops", "product_flops_per_second"),
+             ("exponentials", "exponentials_per_second"))
+    return 1e3 * max(row[work] / ceilings[rate] for work, rate in rates if ceilings[rate] > 0)
+
+
+def print_table(step, ceilings, rows):
+    print(f"{step['device']}; {step['build']}\n")
+    print(f"{step['layers']} layers, width {step['d_model']}, dense depth {step['dense_depth']}, batch {step['batch']} in micro-batches of "
+          f"{step['micro_batch']}, sequence {step['sequence']}, recompute {step['recompute']}, {step['dtype']}\n")
+    print("| op | calls | ms each | ms a step | floor ms a step | share |\n|---|---|---|---|---|---|")
+    total = floor_total = 0.0
+    for op, calls in calls_of(step).items():
+        row = rows.get(op)
+        if row is None:
+            sys.exit(f"bench-kernels has no row {op!r}")
+        ms, floor = calls * row["ms"], calls * floor_ms(row, ceilings)
+        total, floor_total = total + ms, floor_total + floor
+        print(f"| {op} | {calls:.4g} | {row['ms']:.4f} | {ms:.2f} | {floor:.2f} | {100 * floor / ms:.0f} % |")
+    print(f"| **sum** | | | **{total:.2f}** | **{floor_total:.2f}** | {100 * floor_total / total:.0f} % |")
+    print(f"| measured step | | | {step['ms']:.2f} ({step['ms_min']:.1f}–{step['ms_max']:.1f}) | | |")
+    print(f"| unexplained | | | {step['ms'] - total:.2f} | | |")
+    print(f"\n{step['tokens_per_second']:.0f} tokens/s; at the floors {1e3 * step['batch'] * step['sequence'] / floor_total:.0f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--program", default="build/densemamba", help="the densemamba executable (%(default)s)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--repeats", type=int, default=20, help="timed steps and calls (%(default)s)")
+    arguments, options = parser.parse_known_args()
+    if not os.access(arguments.program, os.X_OK):
+        sys.exit(f"{arguments.program} is no program; build it, or name it with --program")
+    step = run(arguments.program, "bench-step", "--run.device", arguments.device, "--repeats", arguments.repeats, *options)[-1]
+    step["loss_chunk"] = min(step["loss_chunk"], step["micro_batch"] * step["sequence"])
+    step["bench_parameters"] = min(step["parameters"], 64 << 20)
+    ceilings, *rows = run(arguments.program, "bench-kernels", "--json", "true", "--run.device", arguments.device, "--batch",
+                          step["micro_batch"], "--sequence", step["sequence"], "--d_model", step["d_model"], "--vocabulary",
+                          step["vocabulary"], "--dense_depth", step["dense_depth"], "--loss_chunk", step["loss_chunk"],
+                          "--parameters", step["bench_parameters"], "--repeats", arguments.repeats)
+    print_table(step, ceilings, {row["op"]: row for row in rows})
+
+
+if __name__ == "__main__":
+    main()
