@@ -186,6 +186,7 @@ class MpiCommunicator final : public Communicator {
   std::vector<std::byte> workspace_;
   std::vector<MPI_Request> requests_;  // of one exchange: the receives come first
   std::vector<MPI_Status> statuses_;
+  std::vector<int> results_;
   std::vector<Expected> expected_;
   std::vector<const std::byte*> sources_;
 };
@@ -217,14 +218,13 @@ void MpiCommunicator::send(const Call& call, int peer, const std::byte* from, st
   check(MPI_Isend(from, static_cast<int>(bytes), MPI_BYTE, peer, call.tag(), comm_, &requests_.emplace_back()), "send");
 }
 
+/// One request after the other: MPI_Waitall of Open MPI 4.1 may spin for ever when one of them fails.
 void MpiCommunicator::complete(const Call& call) {
   statuses_.resize(requests_.size());
-  const int result = MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), statuses_.data());
-  const bool by_status = result == MPI_ERR_IN_STATUS;
-  for (std::size_t r = 0; r < expected_.size(); ++r) {
-    check_received(call, statuses_[r], expected_[r], by_status ? statuses_[r].MPI_ERROR : result);
-  }
-  for (std::size_t r = expected_.size(); by_status && r < requests_.size(); ++r) check(statuses_[r].MPI_ERROR, "send");
+  results_.resize(requests_.size());
+  for (std::size_t r = 0; r < requests_.size(); ++r) results_[r] = MPI_Wait(&requests_[r], &statuses_[r]);
+  for (std::size_t r = 0; r < expected_.size(); ++r) check_received(call, statuses_[r], expected_[r], results_[r]);
+  for (std::size_t r = expected_.size(); r < requests_.size(); ++r) check(results_[r], "send");
   requests_.clear();
   expected_.clear();
 }

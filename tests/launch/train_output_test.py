@@ -39,9 +39,9 @@ class Metrics(TrainTest):
         self.assert_close_run("alone", "run")
 
     def test_overlap_changes_no_bit(self):
-        self.train("beside", ranks=2, parallel__overlap="true")
-        self.train("alone", ranks=2, parallel__overlap="false")
-        self.assert_same_run("beside", "alone")
+        self.train("overlap", ranks=2, parallel__overlap="true")
+        self.train("no_overlap", ranks=2, parallel__overlap="false")
+        self.assert_same_run("overlap", "no_overlap")
 
     def test_torn_line(self):
         self.train("torn", train__stop_at=2)
