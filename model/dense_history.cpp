@@ -36,7 +36,7 @@ DenseHistory::DenseHistory(Arena& arena, const ModelConfig& config, const Activa
   // Of a part that backward makes again at these levels of recomputation.
   const auto slots_of = [&](Part part, bool made_again, std::int64_t at_once) {
     const std::int64_t slots = training && !made_again ? L : at_once;
-    owners_[static_cast<std::size_t>(part)].assign(static_cast<std::size_t>(slots), -1);
+    owners_[at(part)].assign(static_cast<std::size_t>(slots), -1);
     return slots;
   };
 

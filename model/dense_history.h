@@ -37,8 +37,8 @@ class DenseHistory {
   const Mixer::Mixed& mixed(std::int64_t layer) const { return mixed_[index(layer)]; }
 
   enum class Part : std::uint8_t { xh_z, scan_inputs, gate };
-  bool holds(Part part, std::int64_t layer) const { return owner(part, layer) == layer; }
-  void claim(Part part, std::int64_t layer) { owner(part, layer) = layer; }
+  bool holds(Part part, std::int64_t layer) const { return owners_[at(part)][slot(part, layer)] == layer; }
+  void claim(Part part, std::int64_t layer) { owners_[at(part)][slot(part, layer)] = layer; }
 
   /// The recurrences that `layer` reads, nearest first. Their scan inputs must be held. Valid until the next call.
   std::span<const ScanRecurrence> sources(std::int64_t layer);
@@ -49,11 +49,8 @@ class DenseHistory {
 
  private:
   static std::size_t index(std::int64_t layer) { return static_cast<std::size_t>(layer); }
-  std::int64_t& owner(Part part, std::int64_t layer) {
-    std::vector<std::int64_t>& owners = owners_[static_cast<std::size_t>(part)];
-    return owners[index(layer) % owners.size()];
-  }
-  std::int64_t owner(Part part, std::int64_t layer) const { return const_cast<DenseHistory*>(this)->owner(part, layer); }
+  static std::size_t at(Part part) { return static_cast<std::size_t>(part); }
+  std::size_t slot(Part part, std::int64_t layer) const { return index(layer) % owners_[at(part)].size(); }
 
   const ModelConfig& config_;
   std::span<const Mixer> mixers_;

@@ -31,8 +31,7 @@ Mixer::Mixer(const ModelConfig& config, std::int64_t layer, const ParameterStore
 }
 
 void Mixer::project(Stream& stream, const Projected& p, const Carry& carry, Known known) const {
-  // One product where there is no sum for its second half to hide.
-  const bool at_once = tensor_->ranks().size() == 1;
+  const bool at_once = projects_at_once();
   if (!known.xh_z) linear_forward(stream, p.x, at_once ? in_proj_.value : in_xh_, at_once ? Matrix(p.xh_z) : p.xh());
   causal_conv_silu_forward(stream, p.xh(), conv_weight_.value, conv_bias_.value, carry.conv_history, p.u);
   if (!known.dbc) {
@@ -136,7 +135,7 @@ void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Pro
   tensor_->start_sum(stream, crossing);
 
   // What does not wait for the sum, [xh | z] = x · in_projᵀ from z among it; without a sum that is one product, below
-  const bool at_once = tensor_->ranks().size() == 1;
+  const bool at_once = projects_at_once();
   linear_backward_weight(stream, dout, m.out, out_proj_.gradient);
   linear_backward_weight(stream, ddt, Matrix(p.dbc_operand).columns_of(0, R_), dt_proj_.gradient);
   if (dense_) linear_backward_weight(stream, dgate, m.gate_hidden, gate_fc2_.gradient);

@@ -94,6 +94,9 @@ class Mixer {
                 const Tensor& q, const Tensor& dx) const;
 
  private:
+  /// in_proj is one product where there is no sum over the group for one of its halves to hide.
+  bool projects_at_once() const { return tensor_->ranks().size() == 1; }
+
   std::int64_t R_;
   std::int64_t N_;
   bool dense_;

@@ -10,7 +10,7 @@
 
 #include "kernels/selective_scan.h"
 #include "runtime/error.h"
-#include "tests/model/model_rank.h"
+#include "tests/model/small_models.h"
 
 namespace dm {
 namespace {
