@@ -48,10 +48,6 @@ struct Span {
   int first, end;
 };
 
-__device__ inline void wait_for_makers() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
-}
-
 template <class T, int kRecurrences, bool kAligned, bool kReadout>
 __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, kReadout>& s, const Span& span,
                      const Recurrence<T>* recurrences, float (&sum)[2]) {
@@ -129,7 +125,7 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
   fetch_inputs(span.first);
   for (int tile = span.first - 1; tile <= span.end; ++tile) {
     wait_for_copies();
-    wait_for_makers();
+    __syncthreads();
     if (tile + 2 < span.end) fetch_inputs(tile + 2);
     if constexpr (kReadout) {
       if (tile >= span.first && tile < span.end) fetch_output_inputs(tile);
@@ -138,7 +134,6 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
     if constexpr (kReadout) {
       if (tile > span.first) put_out(tile - 1);
     }
-    __syncthreads();
   }
 }
 
@@ -161,7 +156,8 @@ __device__ void walk(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
   float y[2][2] = {};
   Walk steps;
   steps.no_bits = p.no_bits;
-  __syncthreads();
+  __syncthreads();  // the first tile is here
+  __syncthreads();  // and made
   for (int tile = span.first; tile < span.end; ++tile) {
     auto& work = s.work[tile & 1];
     const Drive& drive = work.drive[r][lane.warp];
@@ -186,7 +182,6 @@ __device__ void walk(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
     walk_quad(kQuads - 1, std::false_type{});
     __syncthreads();
   }
-  __syncthreads();
 }
 
 /// Registers of a thread of either kind, out of those that a multiprocessor's two blocks (or one, with sources) begin with.
