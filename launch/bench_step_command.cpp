@@ -36,17 +36,17 @@ void bench(TrainOptions& options, const BenchOptions& bench_options) {
   std::vector<Sequences> batches;
   for (std::int64_t step = 0; step < 4; ++step) batches.push_back(synthetic_step(options, grid, step * options.train.batch));
 
-  // The device works on the next step while the host waits for the last one, as in training.
+  // The device works on the next step while the host waits for the last one, as in training: also during the last timed one.
   const std::int64_t steps = bench_options.warmup + bench_options.repeats;
   std::vector<double> milliseconds;
   double loss = 0, finished = 0;
-  for (std::int64_t started = 0, done = 0; done < steps; ++done) {
-    for (; started < steps && started <= done + training.ahead(); ++started) {
+  for (std::int64_t started = 0, done = 0; done < steps + training.ahead(); ++done) {
+    for (; started < steps + training.ahead() && started <= done + training.ahead(); ++started) {
       training.start(batches[static_cast<std::size_t>(started) % batches.size()], 1e-4, [](std::string_view) {});
     }
     loss = training.finish().loss;
     const double now = now_seconds();
-    if (done >= bench_options.warmup) milliseconds.push_back(1e3 * (now - finished));
+    if (done >= bench_options.warmup && done < steps) milliseconds.push_back(1e3 * (now - finished));
     finished = now;
   }
   if (grid.world->rank() != 0) return;
