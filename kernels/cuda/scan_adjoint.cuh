@@ -1,6 +1,7 @@
 // The adjoint of the selective scan over segments of time: what the main backward kernel is given, and its pass from zero.
 #pragma once
 
+#include "kernels/cuda/scan_forward_math.cuh"
 #include "kernels/cuda/scan_lanes.cuh"
 #include "kernels/cuda/scan_segments.cuh"
 
@@ -32,35 +33,39 @@ struct MainParams {
   float* vectors;
   float* planes;
   Segments segments;  ///< What enters them from behind, when there are several.
-  int slice, tiles_a_segment;
+  Segments pieces;    ///< Of which the first pass finds the ends; they cut each segment into the same number.
+  int slice, tiles_a_segment, tiles_a_piece;
 };
 
-/// The first pass over segments: the adjoint recurrence from zero at the end of each to its first token, but for the first
-/// segment. Two lanes a channel, eight states each, tiles of eight steps; λ needs no states, so this is half of a forward.
+/// The first pass over segments, in shorter pieces that fill a GPU: the adjoint recurrence from zero at the end of each to
+/// its first token, but for those of the first segment. Two lanes a channel, eight states each, tiles of eight steps: one is
+/// walked while the next one's Δ and ȳ are made and the one after it is fetched. λ needs no states, so this is half of a
+/// forward.
 template <class T>
 struct alignas(16) SegmentShared {
+  static constexpr int kStages = 3;
   struct Stage {
     T dt[kTile][kChannels], z[kTile][kChannels], dout[kTile][kChannels];
     float C[kTile][kStates];
-  } stage[2];
-  float2 drive[kTile][kChannels];  // Δ, ȳ
+  } stage[kStages];
+  float2 drive[2][kTile][kChannels];  // Δ, ȳ
   float bias[kChannels];
   struct alignas(16) ReaderStage {
     T q[kTile][kChannels];
     float C[kTile][kStates];
   };
-  /// Two of each reader follow.
-  __device__ ReaderStage& reader(int k, int tile) { return reinterpret_cast<ReaderStage*>(this + 1)[2 * k + (tile & 1)]; }
-  static std::size_t bytes(int readers) { return sizeof(SegmentShared) + sizeof(ReaderStage) * 2 * readers; }
+  /// As many of each reader as there are stages follow.
+  __device__ ReaderStage& reader(int k, int slot) { return reinterpret_cast<ReaderStage*>(this + 1)[kStages * k + slot]; }
+  static std::size_t bytes(int readers) { return sizeof(SegmentShared) + sizeof(ReaderStage) * kStages * readers; }
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4) segment_kernel(const __grid_constant__ MainParams<T> p) {
+__global__ void __launch_bounds__(kThreads, 6) segment_kernel(const __grid_constant__ MainParams<T> p) {
   using Shared = SegmentShared<T>;
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   Shared& s = *reinterpret_cast<Shared*>(shared_bytes);
   const Extents& x = p.x;
-  const int b = blockIdx.y, segment = blockIdx.z + 1, first_channel = blockIdx.x * kChannels;
+  const int b = blockIdx.y, piece = blockIdx.z + p.pieces.each, first_channel = blockIdx.x * kChannels;
   const int local = threadIdx.x / 2, channel = first_channel + local, first_state = threadIdx.x % 2 * kVector;
   const int row = threadIdx.x / 16, quad = threadIdx.x % 16 * 4;
 
@@ -71,8 +76,8 @@ __global__ void __launch_bounds__(kThreads, 4) segment_kernel(const __grid_const
     const int c = first_channel + static_cast<int>(threadIdx.x);
     s.bias[threadIdx.x] = c < x.channels ? p.own.dt_bias[c] : 0.0f;
   }
-  const auto fetch = [&](int tile) {
-    typename Shared::Stage& stage = s.stage[tile & 1];
+  const auto fetch = [&](int tile, int slot) {
+    typename Shared::Stage& stage = s.stage[slot];
     const int token = tile * kTile, count = x.states - p.slice * kStates;
     const int column = x.columns - x.states + p.slice * kStates;
     copy_rows<kTile>(stage.dt[0], p.own.dt, x.channels, x, b, token, first_channel);
@@ -80,69 +85,79 @@ __global__ void __launch_bounds__(kThreads, 4) segment_kernel(const __grid_const
     copy_rows<kTile>(stage.dout[0], p.rows[3], x.channels, x, b, token, first_channel);
     copy_columns<kTile>(stage.C[0], p.own.dbc + x.column_rows(b), x, token, column, count);
     for (int k = 0; k < p.readers; ++k) {
-      typename Shared::ReaderStage& reader = s.reader(k, tile);
+      typename Shared::ReaderStage& reader = s.reader(k, slot);
       copy_rows<kTile>(reader.q[0], p.reader[k].q, x.channels, x, b, token, first_channel);
       copy_columns<kTile>(reader.C[0], p.reader[k].dbc + x.column_rows(b), x, token, column, count);
     }
   };
-  const auto prepare = [&](int tile) {
-    const typename Shared::Stage& stage = s.stage[tile & 1];
+  const auto prepare = [&](int tile, int slot) {
+    const typename Shared::Stage& stage = s.stage[slot];
     const bool inside = tile * kTile + row < x.tokens;
-    float dt[4], z[4], dout[4], bias[4];
+    float dt[4], z[2][2], dout[4], bias[4];
     load4(&stage.dt[row][quad], dt);
-    load4(&stage.z[row][quad], z);
+    load2(&stage.z[row][quad], z[0]);
+    load2(&stage.z[row][quad + 2], z[1]);
     load4(&stage.dout[row][quad], dout);
     load4(&s.bias[quad], bias);
+    forward::silu_pair(z[0]);
+    forward::silu_pair(z[1]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      dt[i] = inside ? Softplus(dt[i] + bias[i]).value : 0.0f;
-      dout[i] *= z[i] * sigmoid(z[i]);
+      dt[i] = inside ? forward::softplus(dt[i] + bias[i]) : 0.0f;
+      dout[i] *= z[i / 2][i % 2];
     }
-    float4* drive = reinterpret_cast<float4*>(&s.drive[row][quad]);
+    float4* drive = reinterpret_cast<float4*>(&s.drive[tile & 1][row][quad]);
     drive[0] = make_float4(dt[0], dout[0], dt[1], dout[1]);
     drive[1] = make_float4(dt[2], dout[2], dt[3], dout[3]);
   };
 
-  const int tiles = (x.tokens + kTile - 1) / kTile, begin = segment * p.tiles_a_segment;
-  const int end = min(begin + p.tiles_a_segment, tiles);
-  fetch(end - 1);
-  for (int tile = end - 1; tile >= begin; --tile) {
-    const typename Shared::Stage& stage = s.stage[tile & 1];
+  const int tiles = (x.tokens + kTile - 1) / kTile, begin = piece * p.tiles_a_piece;
+  const int end = min(begin + p.tiles_a_piece, tiles);
+  int slot = 0;  // of `tile`
+  const auto before = [](int slot, int tiles) { return (slot + tiles) % Shared::kStages; };
+  fetch(end - 1, before(slot, 1));
+  for (int tile = end; tile >= begin; --tile) {
     wait_for_copies();
     __syncthreads();
-    prepare(tile);
-    __syncthreads();
-    if (tile > begin) fetch(tile - 1);
+    if (tile - 2 >= begin) fetch(tile - 2, before(slot, 2));
+    if (tile - 1 >= begin) prepare(tile - 1, before(slot, 1));
+    if (tile < end) {
 #pragma unroll
-    for (int t = kTile - 1; t >= 0; --t) {
-      const float2 drive = s.drive[t][local];
-      float C[kVector];
-      load8(stage.C[t] + first_state, C);
-      sum += drive.x;
+      for (int t = kTile - 1; t >= 0; --t) {
+        const float2 drive = s.drive[tile & 1][t][local];
+        float C[kVector];
+        load8(s.stage[slot].C[t] + first_state, C);
+        sum += drive.x;
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) carry[j] += drive.y * C[j];
+        for (int j = 0; j < kVector; ++j) carry[j] += drive.y * C[j];
 #pragma unroll 1
-      for (int k = 0; k < p.readers; ++k) {
-        const typename Shared::ReaderStage& reader = s.reader(k, tile);
-        const float q = to_float(reader.q[t][local]);
-        load8(reader.C[t] + first_state, C);
+        for (int k = 0; k < p.readers; ++k) {
+          const typename Shared::ReaderStage& reader = s.reader(k, slot);
+          const float q = to_float(reader.q[t][local]);
+          load8(reader.C[t] + first_state, C);
 #pragma unroll
-        for (int j = 0; j < kVector; ++j) carry[j] += q * C[j];
+          for (int j = 0; j < kVector; ++j) carry[j] += q * C[j];
+        }
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) carry[j] *= exp2_fast(drive.x * rate[j]);
       }
-#pragma unroll
-      for (int j = 0; j < kVector; ++j) carry[j] *= exp2_fast(drive.x * rate[j]);
     }
+    slot = before(slot, 1);
   }
   if (channel >= x.channels) return;
-  store8(p.segments.states + p.segments.state_row(x, b, segment, p.slice, channel) + first_state, carry);
-  if (first_state == 0) p.segments.sums[p.segments.sum_at(x, b, segment, channel)] = sum;
+  store8(p.pieces.states + p.pieces.state_row(x, b, piece, p.slice, channel) + first_state, carry);
+  if (first_state == 0) p.pieces.sums[p.pieces.sum_at(x, b, piece, channel)] = sum;
 }
 
+/// Finds what enters each segment.
 template <class T>
-void run_segments(const NativeStream& native, const MainParams<T>& p) {
+void run_segments(const NativeStream& native, MainParams<T> p) {
   const dim3 grid(static_cast<unsigned>(blocks_of(p.x.channels)), static_cast<unsigned>(p.x.batch),
-                  static_cast<unsigned>(p.segments.count - 1));
-  launch(segment_kernel<T>, grid, SegmentShared<T>::bytes(p.readers), native, p);
+                  static_cast<unsigned>(p.pieces.count - p.pieces.each));
+  for (p.slice = 0; p.slice < p.x.slices; ++p.slice) {
+    launch(segment_kernel<T>, grid, SegmentShared<T>::bytes(p.readers), native, p);
+  }
+  run_enter_segments(native, p.x, p.own, p.pieces, p.segments, nullptr, true);
 }
 
 }  // namespace dm::cuda::scan::backward

@@ -24,15 +24,22 @@ constexpr std::int64_t saved_of(std::int64_t tokens) {
   return pieces(tokens, kSavedTokens);
 }
 
+/// So many blocks of whole sequences need no segments.
+inline constexpr std::int64_t kEnoughBlocks = 88;
+
 /// Segments of time that blocks of their own walk, when whole sequences are too few to fill a GPU of about 132
-/// multiprocessors with two blocks each, and no more of them than that: those over would run alone. A function of the extents
-/// alone, so that results do not depend on the device.
+/// multiprocessors with two blocks each, and no more of them than that: those over would run alone. A function of the
+/// extents alone, so that results do not depend on the device.
 constexpr std::int64_t segments_of(std::int64_t batch, std::int64_t tokens, std::int64_t channels) {
-  constexpr std::int64_t kFull = 264, kEnough = 88, kShortest = 256;
+  constexpr std::int64_t kFull = 264, kShortest = 256;
   const std::int64_t blocks = std::max<std::int64_t>(batch * blocks_of(channels), 1);
-  if (blocks > kEnough) return 1;
+  if (blocks > kEnoughBlocks) return 1;
   return std::max<std::int64_t>(1, std::min(kFull / blocks, tokens / kShortest));
 }
+
+/// Pieces into which the adjoint's first pass cuts each segment: small blocks of its own that fill a GPU several times, so
+/// that no multiprocessor waits for another's.
+inline constexpr std::int64_t kPieces = 5;
 
 /// Where the parts of the backward's scratch begin, in floats.
 struct BackwardScratch {
@@ -40,8 +47,9 @@ struct BackwardScratch {
   std::int64_t source_columns;  ///< [blocks, B·T, slices, 16]: the sources' part of C̄
   std::int64_t rates;           ///< [B, segments, slices, D, 16]: Σ_t of Δ λ exp(ΔA) h
   std::int64_t carries;         ///< [B, segments, slices, D, 16]: the adjoint that enters a segment from behind
+  std::int64_t ends;            ///< [B, pieces, slices, D, 16]: the adjoint from zero at a piece's end to its begin
   std::int64_t vectors;         ///< [B, segments, 2, D]: dskip, ddt_bias
-  std::int64_t sums;            ///< [B, segments, D]: ΣΔ
+  std::int64_t sums;            ///< [B, pieces, D]: ΣΔ
   std::int64_t planes;          ///< [3, B, T, D]: sums over the slices so far, when there are several
   std::int64_t total;
 
@@ -51,11 +59,12 @@ struct BackwardScratch {
     columns = 0;
     source_columns = columns + rows * 2 * kStates;
     rates = source_columns + (dense ? rows * kStates : 0);
-    const std::int64_t walks = batch * segments;
+    const std::int64_t walks = batch * segments, pieces = segments > 1 ? walks * kPieces : 0;
     carries = rates + walks * slices * channels * kStates;
-    vectors = carries + (segments > 1 ? walks * slices * channels * kStates : 0);
+    ends = carries + (segments > 1 ? walks * slices * channels * kStates : 0);
+    vectors = ends + pieces * slices * channels * kStates;
     sums = vectors + walks * 2 * channels;
-    planes = sums + (segments > 1 ? walks * channels : 0);
+    planes = sums + pieces * channels;
     total = planes + (slices > 1 ? 3 * batch * tokens * channels : 0);
   }
 };

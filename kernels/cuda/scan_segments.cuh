@@ -10,11 +10,12 @@
 
 namespace dm::cuda::scan {
 
-/// Ends of segments, replaced by what enters them, [B, segments, slices, D, 16], and ΣΔ, [B, segments, D].
+/// Ends of segments or what enters them, [B, count, slices, D, 16], and ΣΔ, [B, count, D].
 struct Segments {
   float* states;
   float* sums;
   int count;
+  int each = 1;  ///< Pieces: so many to a segment, fewer to the last one.
 
   __device__ std::int64_t state_row(const Extents& x, int b, int segment, int slice, int channel) const {
     return (((static_cast<std::int64_t>(b) * count + segment) * x.slices + slice) * x.channels + channel) * kStates;
@@ -24,11 +25,12 @@ struct Segments {
   }
 };
 
-/// One thread a state: walks the segments in time's order from `initial` (null is zero), or against it from zero. The end of
-/// the last one on the way is not needed and may be anything.
+/// One thread a state: walks the pieces in time's order from `initial` (null is zero), or against it from zero, and leaves
+/// what enters each segment; `segments` may be `pieces`. The end of the last one on the way is not needed and may be
+/// anything, with all others of its segment.
 template <class T>
-__global__ void __launch_bounds__(256)
-    enter_segments(Extents x, Recurrence<T> recurrence, Segments segments, const float* initial, bool against_time) {
+__global__ void __launch_bounds__(256) enter_segments(Extents x, Recurrence<T> recurrence, Segments pieces,
+                                                      Segments segments, const float* initial, bool against_time) {
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int n = static_cast<int>(index % kStates), b = blockIdx.y / x.slices, slice = blockIdx.y % x.slices;
   if (index / kStates >= x.channels) return;
@@ -38,21 +40,25 @@ __global__ void __launch_bounds__(256)
   if (initial && state_index < x.states) {
     state = initial[(static_cast<std::int64_t>(b) * x.channels + channel) * x.states + state_index];
   }
-  for (int i = 0; i < segments.count; ++i) {
-    const int segment = against_time ? segments.count - 1 - i : i;
-    float& at = segments.states[segments.state_row(x, b, segment, slice, channel) + n];
-    const float end = at;
-    at = state;
-    state = exp2_fast(segments.sums[segments.sum_at(x, b, segment, channel)] * rate) * state + end;
+  const int first = against_time ? pieces.each - 1 : 0;
+#pragma unroll 4
+  for (int i = 0; i < pieces.count; ++i) {
+    const int piece = against_time ? pieces.count - 1 - i : i;
+    const float end = pieces.states[pieces.state_row(x, b, piece, slice, channel) + n];
+    const float sum = pieces.sums[pieces.sum_at(x, b, piece, channel)];
+    if (i == 0 || piece % pieces.each == first) {
+      segments.states[segments.state_row(x, b, piece / pieces.each, slice, channel) + n] = state;
+    }
+    state = exp2_fast(sum * rate) * state + end;
   }
 }
 
 template <class T>
 void run_enter_segments(const NativeStream& native, const Extents& x, const Recurrence<T>& recurrence,
-                        const Segments& segments, const float* initial, bool against_time) {
-  const dim3 grid(static_cast<unsigned>(pieces(std::int64_t{x.channels} * kStates, 256)),
+                        const Segments& pieces, const Segments& segments, const float* initial, bool against_time) {
+  const dim3 grid(static_cast<unsigned>(scan::pieces(std::int64_t{x.channels} * kStates, 256)),
                   static_cast<unsigned>(x.batch * x.slices));
-  enter_segments<T><<<grid, 256, 0, native.stream>>>(x, recurrence, segments, initial, against_time);
+  enter_segments<T><<<grid, 256, 0, native.stream>>>(x, recurrence, pieces, segments, initial, against_time);
   CUDA_CHECK(cudaGetLastError());
 }
 

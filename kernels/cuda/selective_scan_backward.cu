@@ -457,12 +457,13 @@ void run(const NativeStream& native, const ScanBackwardArgs& args) {
   p.columns = scratch + layout.columns, p.rates = scratch + layout.rates, p.vectors = scratch + layout.vectors;
   p.planes = scratch + layout.planes;
   const std::int64_t tiles = pieces(x.tokens, kTile);
-  p.tiles_a_segment = static_cast<int>(pieces(tiles, segments_of(x.batch, x.tokens, x.channels)));
-  p.segments = {scratch + layout.carries, scratch + layout.sums, static_cast<int>(pieces(tiles, p.tiles_a_segment))};
-  if (p.segments.count > 1) {
-    for (p.slice = 0; p.slice < x.slices; ++p.slice) run_segments(native, p);
-    run_enter_segments(native, x, p.own, p.segments, nullptr, true);
-  }
+  const std::int64_t segments = segments_of(x.batch, x.tokens, x.channels), each = segments > 1 ? kPieces : 1;
+  p.tiles_a_piece = static_cast<int>(pieces(tiles, segments * each));
+  p.tiles_a_segment = p.tiles_a_piece * static_cast<int>(each);
+  p.segments = {scratch + layout.carries, nullptr, static_cast<int>(pieces(tiles, p.tiles_a_segment))};
+  p.pieces = {scratch + layout.ends, scratch + layout.sums, static_cast<int>(pieces(tiles, p.tiles_a_piece)),
+              static_cast<int>(each)};
+  if (p.segments.count > 1) run_segments(native, p);
   for (p.slice = 0; p.slice < x.slices; ++p.slice) run_main(native, p);
 
   const std::int64_t columns = static_cast<std::int64_t>(x.batch) * x.tokens * x.slices * 2 * kStates;

@@ -286,7 +286,7 @@ void run_in_registers(const NativeStream& native, const ForwardParams<T>& p, int
     const dim3 grid(blocks, batch, static_cast<unsigned>((segments - 1) * p.recurrences));
     launch(segment_kernel<T, kAligned>, grid, threads_of<1>(), sizeof(ForwardShared<T, 1, false>), native, p);
     for (int r = 0; r < p.recurrences; ++r) {
-      run_enter_segments(native, p.x, p.recurrence[r], p.segments[r], p.recurrence[r].initial, false);
+      run_enter_segments(native, p.x, p.recurrence[r], p.segments[r], p.segments[r], p.recurrence[r].initial, false);
     }
   }
   const dim3 grid(blocks, batch, static_cast<unsigned>(segments));
