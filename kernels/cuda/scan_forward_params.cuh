@@ -78,6 +78,18 @@ __device__ inline void store4_if(bool on, bf16* to, const float (&v)[4]) {
                : "memory");
 }
 
+__device__ inline void store2_if(bool on, float* to, const float (&v)[2]) {
+  asm volatile("{.reg .pred p; setp.ne.s32 p, %3, 0; @p st.global.v2.f32 [%0], {%1,%2};}" ::"l"(to), "f"(v[0]), "f"(v[1]),
+               "r"(static_cast<int>(on))
+               : "memory");
+}
+__device__ inline void store2_if(bool on, bf16* to, const float (&v)[2]) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(v[0], v[1]);
+  asm volatile("{.reg .pred p; setp.ne.s32 p, %2, 0; @p st.global.b32 [%0], %1;}" ::"l"(to),
+               "r"(*reinterpret_cast<const std::uint32_t*>(&both)), "r"(static_cast<int>(on))
+               : "memory");
+}
+
 /// Where this lane saves the layer's own states before each chunk from `token` on; null when they are not saved.
 template <class T>
 __device__ T* saved_states(const ForwardParams<T>& p, int token, int slice, int channel, const Lane& lane) {
@@ -117,12 +129,12 @@ struct Output {
                     const Lane& lane) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int t = begin + 2 * lane.quad + i, c = 2 * lane.pair;
-      load2(u.row(lane.warp, t) + c, base[i]);
-      load2(z.row(lane.warp, t) + c, scale[i]);
+      const int c = 2 * lane.pair;
+      load2(u.group_row(lane.warp, begin, lane.quad, i) + c, base[i]);
+      load2(z.group_row(lane.warp, begin, lane.quad, i) + c, scale[i]);
       silu_pair(scale[i]);
       if constexpr (kGated) {
-        load2(gates->row(lane.warp, t) + c, gate[i]);
+        load2(gates->group_row(lane.warp, begin, lane.quad, i) + c, gate[i]);
         silu_pair(gate[i]);
       }
 #pragma unroll

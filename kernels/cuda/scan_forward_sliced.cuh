@@ -70,10 +70,12 @@ __global__ void __launch_bounds__(kThreads, 2) forward_sliced_kernel(const __gri
       wait_for_copies();
       __syncthreads();
       s.input.fill(s.B);
-      s.readout.fill(s.C);
+      s.readout.fill(s.C, threadIdx.x, kThreads);
       float bias[2], rate[2][4], h[2][4];
       load_channels(recurrence.dt_bias, x, channel, bias);
-      prepare(s.drive[lane.warp], s.u, s.dt, bias, lane, x.tokens - token);
+      float values[3][8];
+      prepare(values, s.u, s.dt, bias, lane, x.tokens - token);
+      s.drive[lane.warp].store(values, lane);
       load_rates(recurrence, x, channel, slice * kStates + lane.first_state, rate);
       s.load_states(part, h);
       __syncthreads();

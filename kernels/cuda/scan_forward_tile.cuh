@@ -42,6 +42,11 @@ struct alignas(16) Rows {
 
   __device__ T* row(int warp, int token) { return at[warp][token + token / 4]; }
   __device__ const T* row(int warp, int token) const { return at[warp][token + token / 4]; }
+  /// Tokens 4 · quad + i, and begin + 2 · quad + i with `begin` a multiple of 8: i is added last, where it costs nothing.
+  __device__ const T* quad_row(int warp, int quad, int i) const { return at[warp][5 * quad] + i * kWarpChannels; }
+  __device__ const T* group_row(int warp, int begin, int quad, int i) const {
+    return at[warp][2 * quad + quad / 2] + (begin + begin / 4 + i) * kWarpChannels;
+  }
 };
 
 /// Where this thread's share of a tile lies in activations and projections of one sequence; moves a tile at a time, so that
@@ -109,34 +114,39 @@ struct Drive {
   float4 input[2][kQuads * kStride + 2];
 
   static __device__ int at(int quad, int half, const Lane& lane) { return kStride * quad + 8 * half + lane.pair; }
+
+  __device__ void store(const float (&values)[3][8], const Lane& lane) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const auto vector = [&](int i) {
+        const float* v = values[i] + 4 * half;
+        return make_float4(v[0], v[1], v[2], v[3]);
+      };
+      const int place = at(lane.quad, half, lane);
+      delta[place] = vector(0), input[0][place] = vector(1), input[1][place] = vector(2);
+    }
+  }
 };
 
-/// This lane's part: two channels of four tokens, those from `tokens` on being the identity.
+/// Of this lane's two channels and four tokens, [2·token + channel]: Δ, the upper and the lower piece of Δu. Tokens from
+/// `tokens` on are the identity.
 template <class T>
-__device__ void prepare(Drive& drive, const Rows<T>& u, const Rows<T>& dt, const float (&bias)[2], const Lane& lane,
+__device__ void prepare(float (&values)[3][8], const Rows<T>& u, const Rows<T>& dt, const float (&bias)[2], const Lane& lane,
                         int tokens) {
-  float delta[8], upper[8], lower[8];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int t = 4 * lane.quad + i;
     float us[2], dts[2];
-    load2(u.row(lane.warp, t) + 2 * lane.pair, us);
-    load2(dt.row(lane.warp, t) + 2 * lane.pair, dts);
+    load2(u.quad_row(lane.warp, lane.quad, i) + 2 * lane.pair, us);
+    load2(dt.quad_row(lane.warp, lane.quad, i) + 2 * lane.pair, dts);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int k = 2 * i + c;
-      delta[k] = softplus(dts[c] + bias[c]);
-      if (tokens < kTile) delta[k] = t < tokens ? delta[k] : 0.0f;
-      const float input = delta[k] * us[c];
-      upper[k] = upper_piece(input), lower[k] = input - upper[k];
+      float delta = softplus(dts[c] + bias[c]);
+      if (tokens < kTile) delta = t < tokens ? delta : 0.0f;
+      const float input = delta * us[c];
+      values[0][k] = delta, values[1][k] = upper_piece(input), values[2][k] = input - values[1][k];
     }
-  }
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int at = Drive::at(lane.quad, half, lane), k = 4 * half;
-    drive.delta[at] = make_float4(delta[k], delta[k + 1], delta[k + 2], delta[k + 3]);
-    drive.input[0][at] = make_float4(upper[k], upper[k + 1], upper[k + 2], upper[k + 3]);
-    drive.input[1][at] = make_float4(lower[k], lower[k + 1], lower[k + 2], lower[k + 3]);
   }
 }
 
@@ -164,18 +174,20 @@ template <bool kExact>
 struct ReadoutColumns {
   float at[kExact ? 2 : 1][kTile][kStates];
 
-  __device__ void fill(const float (*raw)[kStates]) {
-    share<kTile * kStates / 4>([&](int i) {
+  /// By `threads` threads, of which this is `thread`.
+  __device__ void fill(const float (*raw)[kStates], int thread, int threads) {
+#pragma unroll 2
+    for (int i = 4 * thread; i < kTile * kStates; i += 4 * threads) {
       float v[4], lower[4];
-      load4(raw[0] + 4 * i, v);
+      load4(raw[0] + i, v);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const float piece = kExact ? upper_piece(v[k]) : nearest_piece(v[k]);
         lower[k] = v[k] - piece, v[k] = piece;
       }
-      store4(at[0][0] + 4 * i, v);
-      if constexpr (kExact) store4(at[1][0] + 4 * i, lower);
-    });
+      store4(at[0][0] + i, v);
+      if constexpr (kExact) store4(at[1][0] + i, lower);
+    }
   }
 };
 

@@ -5,9 +5,13 @@
 // tile, and turn the readout of the last one into `out`. Walkers do nothing but steps (scan_forward_tile.cuh says how), so
 // that their loop is short and the exponential units never wait for a tile to begin. One barrier a tile.
 //
+// Where sequences and channels are few, blocks of 16 channels take over (scan_narrow_tile.cuh).
+//
 // Bytes of device memory a channel and token in bf16: 8, 4 a source and 2 for the gate, 4 for saved states.
 #include "kernels/cuda/scan_forward_params.cuh"
 #include "kernels/cuda/scan_forward_sliced.cuh"
+#include "kernels/cuda/scan_narrow_make.cuh"
+#include "kernels/cuda/scan_narrow_walk.cuh"
 
 namespace dm::cuda {
 namespace scan {
@@ -86,17 +90,19 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
   const auto make_tile = [&](int tile) {
     const typename Shared::Inputs& from = s.inputs[tile & 1];
     typename Shared::Work& to = s.work[tile & 1];
-    if constexpr (kReadout) to.readout.fill(from.C);
+    if constexpr (kReadout) to.readout.fill(from.C, threadIdx.x % kThreads, kThreads);
 #pragma unroll
     for (int r = 0; r < kRecurrences; ++r) {
       to.input[r].fill(r == 0 ? from.B : from.source_B[r - 1]);
       Drive& drive = to.drive[r][lane.warp];
-      prepare(drive, r == 0 ? s.u[tile & 3] : from.source_u[r - 1], from.dt[r], bias[r], lane, x.tokens - tile * kTile);
+      float values[3][8];
+      prepare(values, r == 0 ? s.u[tile & 3] : from.source_u[r - 1], from.dt[r], bias[r], lane, x.tokens - tile * kTile);
+      drive.store(values, lane);
       if constexpr (!kReadout) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const float4 delta = drive.delta[Drive::at(lane.quad, half, lane)];
-          sum[0] += delta.x + delta.z, sum[1] += delta.y + delta.w;
+          const float* delta = values[0] + 4 * half;
+          sum[0] += delta[0] + delta[2], sum[1] += delta[1] + delta[3];
         }
       }
     }
@@ -256,6 +262,20 @@ __global__ void __launch_bounds__(threads_of<1>(), 2) segment_kernel(const __gri
   }
 }
 
+/// Narrow blocks: 16 channels, two states a lane, whole sequences.
+template <class T, int kSources, bool kAligned>
+__global__ void __launch_bounds__(threads_of<1 + kSources>(), kSources == 0 ? 2 : 1)
+    narrow_kernel(const __grid_constant__ ForwardParams<T> p) {
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  auto& s = *reinterpret_cast<NarrowShared<T, 1 + kSources>*>(shared_bytes);
+  const int parts = (p.x.tokens + kTile - 1) / kTile, r = static_cast<int>(threadIdx.x) / kThreads - 1;
+  if (r < 0) {
+    NarrowMaker<T, 1 + kSources, kAligned>(p, s, parts).run();
+  } else {
+    NarrowWalker<T, 1 + kSources>(p, s, r).run(parts);
+  }
+}
+
 /// Launches with `shared` bytes of dynamic shared memory.
 template <class T>
 void launch(void (*kernel)(ForwardParams<T>), dim3 grid, int threads, std::size_t shared, const NativeStream& native,
@@ -299,6 +319,30 @@ void run_in_registers(const NativeStream& native, const ForwardParams<T>& p, int
   }
 }
 
+/// Sources for which narrow blocks have room in shared memory.
+template <class T>
+constexpr int kNarrowSources = sizeof(NarrowShared<T, 3>) <= 227 * 1024 ? 2 : 1;
+
+template <class T, bool kAligned>
+void run_narrow(const NativeStream& native, const ForwardParams<T>& p) {
+  const dim3 grid(static_cast<unsigned>(pieces(p.x.channels, kNarrowChannels)), static_cast<unsigned>(p.x.batch));
+  if (p.recurrences == 1) {
+    launch(narrow_kernel<T, 0, kAligned>, grid, threads_of<1>(), sizeof(NarrowShared<T, 1>), native, p);
+  } else if (p.recurrences == 2) {
+    launch(narrow_kernel<T, 1, kAligned>, grid, threads_of<2>(), sizeof(NarrowShared<T, 2>), native, p);
+  } else if constexpr (kNarrowSources<T> == 2) {
+    launch(narrow_kernel<T, 2, kAligned>, grid, threads_of<3>(), sizeof(NarrowShared<T, 3>), native, p);
+  }
+}
+
+/// Whether blocks of 16 channels and whole sequences beat blocks of 64, which are so few that their sequences have to be cut
+/// into segments: where they fill one wave or two of 132 multiprocessors. A function of the extents alone.
+bool narrow_pays(std::int64_t batch, std::int64_t channels) {
+  constexpr std::int64_t kWave = 132;
+  const std::int64_t blocks = batch * pieces(channels, kNarrowChannels), waves = pieces(blocks, kWave);
+  return waves <= 2 && 8 * blocks >= 7 * kWave * waves && batch * blocks_of(channels) <= kEnoughBlocks;
+}
+
 template <class T>
 void run(const NativeStream& native, const ScanForwardArgs& args) {
   ForwardParams<T> p{};
@@ -325,12 +369,15 @@ void run(const NativeStream& native, const ScanForwardArgs& args) {
     const dim3 grid(static_cast<unsigned>(blocks_of(p.x.channels)), static_cast<unsigned>(p.x.batch));
     return launch(forward_sliced_kernel<T>, grid, kThreads, SlicedShared<T>::bytes(parts), native, p);
   }
+  bool all_aligned = p.x.vector && p.x.states == kStates && p.x.columns % 4 == 0;
+  for (int r = 0; r < p.recurrences; ++r) all_aligned = all_aligned && aligned<16>(p.recurrence[r].dbc);
+  if (p.recurrences <= 1 + kNarrowSources<T> && narrow_pays(p.x.batch, p.x.channels)) {
+    return all_aligned ? run_narrow<T, true>(native, p) : run_narrow<T, false>(native, p);
+  }
   const std::int64_t tiles = pieces(p.x.tokens, kTile);
   p.tiles_a_segment = static_cast<int>(pieces(tiles, segments_of(p.x.batch, p.x.tokens, p.x.channels)));
   const auto segments = static_cast<int>(pieces(tiles, p.tiles_a_segment));
   if (segments > 1) lay_out_segments(p, native, segments);
-  bool all_aligned = p.x.vector && p.x.states == kStates && p.x.columns % 4 == 0;
-  for (int r = 0; r < p.recurrences; ++r) all_aligned = all_aligned && aligned<16>(p.recurrence[r].dbc);
   if (all_aligned) {
     run_in_registers<T, true>(native, p, segments);
   } else {

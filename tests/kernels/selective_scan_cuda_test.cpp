@@ -305,6 +305,32 @@ TEST_P(SelectiveScanCuda, SegmentsOfTime) {
   expect_twins_agree({.B = 2, .T = 530, .D = 20, .N = 37, .R = 0, .sources = 1, .readers = 1}, GetParam());
 }
 
+// Long sequences of few channels are cut into segments; where blocks are many, they walk whole sequences.
+TEST_P(SelectiveScanCuda, ManySequencesAndLongOnes) {
+  for (const int sources : {0, 1, 2}) {
+    expect_twins_agree({.B = 90, .T = 33, .D = 24, .N = 16, .R = 4, .sources = sources, .readers = 0}, GetParam());
+    expect_twins_agree({.B = 89, .T = 9, .D = 21, .N = 5, .R = 1, .sources = sources, .readers = 1}, GetParam());
+    expect_twins_agree({.B = 1, .T = 4500, .D = 20, .N = 16, .R = 4, .sources = sources, .readers = 1}, GetParam());
+  }
+  expect_twins_agree({.B = 1, .T = 4567, .D = 9, .N = 7, .R = 2, .sources = 1, .readers = 0}, GetParam());
+}
+
+// Between the two, blocks of 16 channels fill a wave of multiprocessors, or two.
+TEST_P(SelectiveScanCuda, NarrowBlocks) {
+  for (const std::int64_t T : {1, 16, 17, 33, 100}) {
+    for (const int sources : {0, 1, 2}) {
+      expect_twins_agree({.B = 29, .T = T, .D = 56, .N = 16, .R = 4, .sources = sources, .readers = 0}, GetParam());
+    }
+  }
+  for (const int sources : {0, 1, 2}) {
+    expect_twins_agree({.B = 60, .T = 40, .D = 50, .N = 7, .R = 1, .sources = sources, .readers = 0}, GetParam());
+    expect_twins_agree({.B = 30, .T = 50, .D = 64, .N = 16, .R = 4, .sources = sources, .readers = 0, .in_place = true},
+                       GetParam());
+    expect_twins_agree({.B = 30, .T = 50, .D = 64, .N = 16, .R = 4, .sources = sources, .readers = 0, .shifted = true},
+                       GetParam());
+  }
+}
+
 TEST_P(SelectiveScanCuda, ZAsColumnsOfSomethingWider) {
   for (const int sources : {0, 1, 2, 3}) {
     for (const std::int64_t D : {5, 72}) {

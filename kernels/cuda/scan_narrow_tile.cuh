@@ -1,0 +1,90 @@
+// The selective scan forward where channels are few: a block's 16 channels, so that whole sequences fill a GPU.
+//
+// Time is cut into parts of 16 tokens, two to a tile. Four warps a recurrence walk all parts, 8 channels and 8 states to a
+// warp, a lane one channel and two states. Four warps make, each every fourth part, those of two in even tiles and of the
+// others in odd ones. There is one barrier a tile, and what happens to tile j between them:
+//   j − 3  Δ and Δu are made, in registers (its inputs were fetched two tiles before);
+//   j − 2  they go to shared memory, with the pieces of B and C;
+//   j − 1  walkers load its first eight tokens ahead;
+//   j      it is walked;
+//   j + 1  its readout becomes `out`.
+// So walkers have what they need before a barrier, and makers a tile's time for half a tile's work.
+//
+// Two states a lane take three floats a token from shared memory, where eight take six (scan_forward_tile.cuh): the price of
+// four times the lanes. It is far below that of cutting time into segments, which walks everything twice.
+#pragma once
+
+#include "kernels/cuda/scan_forward_params.cuh"
+#include "kernels/cuda/scan_forward_walk.cuh"
+
+namespace dm::cuda::scan::forward {
+
+inline constexpr int kNarrowChannels = 16;  ///< Of a block.
+inline constexpr int kTileParts = 2;
+inline constexpr int kRing = 3 * kTileParts;  ///< Parts between makers and walkers.
+
+/// Δ and the two pieces of Δu of a part: vectors of four tokens of a channel. Neither the lanes that write (all quads of two
+/// pairs of channels at once) nor those that read (two channels, two pieces) meet a bank twice.
+struct NarrowDrive {
+  static constexpr int kPiece = kNarrowChannels * kQuads + 1;
+  float4 delta[kNarrowChannels * kQuads];
+  float4 input[2 * kPiece];
+
+  static __device__ int at(int channel, int quad) { return ((4 * channel) ^ (channel & 2 ? 4 : 0)) + quad; }
+
+  __device__ void store(const float (&values)[3][8], const Lane& lane) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const auto vector = [&](int i) {
+        return make_float4(values[i][c], values[i][2 + c], values[i][4 + c], values[i][6 + c]);
+      };
+      const int place = at(2 * lane.pair + c, lane.quad);
+      delta[place] = vector(0), input[place] = vector(1), input[kPiece + place] = vector(2);
+    }
+  }
+};
+
+/// The two pieces of B, four tokens to a vector.
+struct NarrowColumns {
+  static constexpr int kPiece = kStates + 2;
+  float4 at[kQuads][2 * kPiece];
+
+  /// Cuts raw columns into pieces, by a warp.
+  __device__ void fill(const float (*raw)[kStates]) {
+    const int n = threadIdx.x % kStates, first = threadIdx.x % 32 / kStates;
+#pragma unroll
+    for (int quad = first; quad < kQuads + first; quad += 2) {
+      float upper[4], lower[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float whole = raw[4 * quad + i][n];
+        upper[i] = upper_piece(whole), lower[i] = whole - upper[i];
+      }
+      store4(reinterpret_cast<float*>(&at[quad][n]), upper);
+      store4(reinterpret_cast<float*>(&at[quad][kPiece + n]), lower);
+    }
+  }
+};
+
+template <class T, int kRecurrences>
+struct alignas(16) NarrowShared {
+  static constexpr int kSources = kRecurrences - 1, kGates = kSources > 0 ? 2 : 0;
+  static constexpr bool kExact = std::is_same_v<T, float>;
+  struct Raw {
+    Rows<T> dt[kRecurrences], source_u[kSources];
+    float B[kRecurrences][kWarps][kTile][kStates], C[kWarps][kTile][kStates];
+  } raw[2];
+  Rows<T> u[4], z[2], gate[kGates];
+  struct Part {
+    NarrowDrive drive[kRecurrences];
+    NarrowColumns input[kRecurrences];
+    ReadoutColumns<kExact> readout;
+  } ring[kRing];
+  /// h · C of two tokens by lanes of a quad; summed over eight states, the other eight beside them.
+  struct Readouts {
+    static constexpr int kQuad = kNarrowChannels + 4;
+    float2 of[kTile / kGroup][2][kQuads * kQuad];
+  } y[kRing][kRecurrences];
+};
+
+}  // namespace dm::cuda::scan::forward
