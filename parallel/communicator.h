@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "runtime/buffer.h"
 #include "runtime/stream.h"
 #include "runtime/tensor.h"
 
@@ -65,6 +66,11 @@ class Communicator {
     work();
     end_together();
   }
+
+  /// Collective over the group, with `host` the same ranks for host tensors. Device tensors inside `memory`, which every
+  /// rank lays out alike and keeps as long as it uses the group, may from now on go the shortest way between the GPUs of a
+  /// host; collectives on them are given to one stream at a time. False when there is no such way, and nothing changes.
+  virtual bool share(Communicator& /*host*/, const Buffer& /*memory*/) { return false; }
 
   /// The ranks that pass the same color, ordered by key, as a new group. Collective.
   virtual std::unique_ptr<Communicator> split(int color, int key, std::string name) = 0;

@@ -40,7 +40,7 @@ void* allocate_pinned(std::int64_t) {
   refuse();
 }
 void release_pinned(void*) noexcept {}
-NativeStreamPointer create_stream(int) {
+NativeStreamPointer create_stream(int, bool) {
   refuse();
 }
 void NativeStreamDeleter::operator()(NativeStream*) const noexcept {}

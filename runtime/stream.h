@@ -13,8 +13,13 @@ namespace dm {
 /// given to it. Construction throws Error when the device cannot be used.
 class Stream {
  public:
-  explicit Stream(Device device, Trace* trace = nullptr)
-      : device_(device), trace_(trace), native_(runs_on_gpu() ? cuda::create_stream(device.index) : nullptr) {}
+  /// Blocks of a stream of high priority get the next free place of a GPU, before those of other streams that wait.
+  enum class Priority : bool { normal, high };
+
+  explicit Stream(Device device, Trace* trace = nullptr, Priority priority = Priority::normal)
+      : device_(device),
+        trace_(trace),
+        native_(runs_on_gpu() ? cuda::create_stream(device.index, priority == Priority::high) : nullptr) {}
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 

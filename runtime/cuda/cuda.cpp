@@ -129,13 +129,15 @@ void release_pinned(void* data) noexcept {
   cudaFreeHost(data);
 }
 
-NativeStreamPointer create_stream(int device) {
+NativeStreamPointer create_stream(int device, bool high_priority) {
   require_device(device);
   NativeStreamPointer stream(new NativeStream);
   stream->device = device;
   CUDA_CHECK(cudaDeviceGetAttribute(&stream->multiprocessors, cudaDevAttrMultiProcessorCount, device));
   CUDA_CHECK(cudaSetDevice(device));
-  CUDA_CHECK(cudaStreamCreateWithFlags(&stream->stream, cudaStreamNonBlocking));
+  int lowest = 0, highest = 0;
+  CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
+  CUDA_CHECK(cudaStreamCreateWithPriority(&stream->stream, cudaStreamNonBlocking, high_priority ? highest : lowest));
   CUDA_CHECK(cublasLtCreate(&stream->blas));
   CUDA_CHECK(cudaMalloc(&stream->workspace, kWorkspaceBytes));
   stream->workspace_bytes = kWorkspaceBytes;
@@ -198,7 +200,7 @@ NativeGraphPointer end_capture(NativeStream& stream) {
   cudaGraph_t recorded = nullptr;
   CUDA_CHECK(cudaStreamEndCapture(stream.stream, &recorded));
   NativeGraphPointer graph(new NativeGraph);
-  const cudaError_t status = cudaGraphInstantiate(&graph->graph, recorded, 0);
+  const cudaError_t status = cudaGraphInstantiate(&graph->graph, recorded, cudaGraphInstantiateFlagUseNodePriority);
   cudaGraphDestroy(recorded);
   CUDA_CHECK(status);
   return graph;

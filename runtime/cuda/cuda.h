@@ -41,7 +41,7 @@ struct NativeStreamDeleter {
   void operator()(NativeStream* stream) const noexcept;
 };
 using NativeStreamPointer = std::unique_ptr<NativeStream, NativeStreamDeleter>;
-NativeStreamPointer create_stream(int device);
+NativeStreamPointer create_stream(int device, bool high_priority);
 void synchronize(NativeStream& stream);
 /// Bytes between any two of host and device, ordered on the stream. Host memory that is not page-locked makes the call wait.
 void copy(NativeStream& stream, void* to, const void* from, std::int64_t bytes);

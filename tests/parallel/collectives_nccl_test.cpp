@@ -1,8 +1,10 @@
 // Every collective over NCCL against the same over MPI, bit for bit: on two ranks, whose sums have no order.
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -11,6 +13,7 @@
 #include "parallel/nccl_communicator.h"
 #include "runtime/buffer.h"
 #include "runtime/copy.h"
+#include "runtime/repeated_work.h"
 #include "tests/testing/device.h"
 
 namespace dm {
@@ -98,6 +101,46 @@ TEST_F(Nccl, GivesTheBitsOfMpi) {
       SCOPED_TRACE(std::string(name_of(dtype)) + ", " + std::to_string(count) + " elements");
       if (dtype != DType::u8) compare_reductions(dtype, count);
       compare_moves(dtype, count);
+    }
+  }
+}
+
+/// In a graph, again and again; one tensor is longer than what goes through the staging area at a time.
+TEST_F(Nccl, SharedMemoryGivesTheBitsOfMpi) {
+  const Buffer memory("shared", std::int64_t{96} << 20, test_device(), report_);
+  ASSERT_TRUE(nccl_->share(*world_, memory));
+  using Work = std::function<void(Communicator & group, Stream & stream, const Tensor& full, const Tensor& own)>;
+  const std::pair<std::string, Work> works[] = {
+      {"all_reduce", [](auto& group, auto& stream, auto& full, auto&) { group.all_reduce(stream, full); }},
+      {"reduce_scatter", [](auto& group, auto& stream, auto& full, auto& own) { group.reduce_scatter(stream, full, own); }},
+      {"all_gather", [](auto& group, auto& stream, auto& full, auto& own) { group.all_gather(stream, own, full); }}};
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const std::int64_t part : {std::int64_t{1} << 18, std::int64_t{300008}, std::int64_t{11} << 20}) {
+      const std::int64_t count = part * world_->size(), bytes = count * size_of(dtype);
+      const Tensor place = memory.tensor({memory.bytes()}, DType::u8).slice(256, bytes);
+      const Tensor on_gpu(place.data(), {count}, dtype, place.device());
+      const auto on_host = [&](std::vector<std::byte>& values) {
+        return Tensor(values.data(), {count}, dtype, Device::cpu());
+      };
+      const auto own = [&](const Tensor& full) { return full.flat(world_->rank() * part, part); };
+      for (const auto& [name, work] : works) {
+        SCOPED_TRACE(name + " of " + std::string(name_of(dtype)) + ", parts of " + std::to_string(part));
+        const std::vector<std::byte> start = noise(world_->rank(), bytes);
+        std::vector<std::byte> expected = start;
+        work(*world_, cpu_, on_host(expected), own(on_host(expected)));
+        RepeatedWork repeated;
+        for (int round = 0; round < 4; ++round) {
+          std::vector<std::byte> found = start;
+          copy(gpu_, on_host(found), on_gpu);
+          repeated.run(gpu_, [&] { work(*nccl_, gpu_, on_gpu, own(on_gpu)); });
+          copy(gpu_, on_gpu, on_host(found));
+          gpu_.synchronize();
+          const bool is_part = name == "reduce_scatter";  // the rest is undefined
+          const Tensor mine = is_part ? own(on_host(found)) : on_host(found);
+          const Tensor theirs = is_part ? own(on_host(expected)) : on_host(expected);
+          EXPECT_EQ(std::memcmp(mine.data(), theirs.data(), static_cast<std::size_t>(mine.bytes())), 0) << "round " << round;
+        }
+      }
     }
   }
 }

@@ -1,0 +1,41 @@
+// Collectives of the GPUs of one host by their copy engines, which leave the multiprocessors to the work beside them.
+#pragma once
+
+#include <memory>
+
+#include "parallel/communicator.h"
+#include "runtime/buffer.h"
+
+namespace dm {
+
+/// NCCL moves data with blocks of its own, which wait for multiprocessors that products and scans own, and take them from
+/// these. Here a copy engine reads the other ranks' memory over NVLink, and a rank's only kernel is the addition.
+///
+/// For tensors inside one allocation that all ranks lay out alike. Work is ordered on the stream and may be captured in a
+/// graph. All collectives of one object are given to one stream at a time. A sum adds ranks in the same order every time,
+/// each addition rounded to the tensor's type: the same bits every run and, for a whole sum, on every rank. A lost rank
+/// leaves the others' work waiting, as with NCCL, until the job is ended.
+class PeerCopies {
+ public:
+  /// Collective over `host`, the same ranks for host tensors. `memory` is this rank's and outlives the object's work. Null
+  /// on every rank when one of them cannot reach another's memory.
+  static std::unique_ptr<PeerCopies> open(Communicator& host, const Buffer& memory);
+  ~PeerCopies();
+  PeerCopies(const PeerCopies&) = delete;
+  PeerCopies& operator=(const PeerCopies&) = delete;
+
+  /// True when `tensor` is one of those described above: f32 or bf16, in `memory`, at a multiple of 16 bytes.
+  bool takes(const Tensor& tensor) const;
+
+  /// As of Communicator; shard is the part of full at rank · n. Its number of bytes is a multiple of 16.
+  void reduce_scatter(Stream& stream, const Tensor& full, const Tensor& shard);
+  void all_gather(Stream& stream, const Tensor& shard, const Tensor& full);
+
+ private:
+  struct Mapped;
+  explicit PeerCopies(std::unique_ptr<Mapped> mapped);
+
+  std::unique_ptr<Mapped> mapped_;
+};
+
+}  // namespace dm
