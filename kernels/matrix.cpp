@@ -33,6 +33,16 @@ Matrix Matrix::columns_of(std::int64_t begin, std::int64_t count) const {
   return part;
 }
 
+Matrix Matrix::rows_of(std::int64_t begin, std::int64_t count) const {
+  if (begin < 0 || count < 0 || begin + count > rows) {
+    fail(fmt::format("rows [{}, {}) of a matrix of {} rows", begin, begin + count, rows));
+  }
+  Matrix part = *this;
+  part.rows = count;
+  part.offset += begin * row_stride;
+  return part;
+}
+
 bool Matrix::fits() const {
   return rows >= 0 && columns >= 0 && offset >= 0 && columns <= row_stride &&
          (rows == 0 || columns == 0 || offset + (rows - 1) * row_stride + columns <= tensor.numel());

@@ -20,6 +20,8 @@ struct Matrix {
   Matrix(const Tensor& tensor);  // NOLINT(google-explicit-constructor): a tensor is a matrix
   /// Columns [begin, begin + count) of the same rows.
   Matrix columns_of(std::int64_t begin, std::int64_t count) const;
+  /// Rows [begin, begin + count).
+  Matrix rows_of(std::int64_t begin, std::int64_t count) const;
 
   explicit operator bool() const { return static_cast<bool>(tensor); }
   /// True when no row reaches outside the tensor.

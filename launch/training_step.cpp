@@ -61,7 +61,9 @@ TrainingStep::TrainingStep(const TrainOptions& options, Grid& grid, Device devic
   if (device.kind == DeviceKind::cuda) {
     tokens_ = Buffer("tokens", micro_batch_of(options.train, grid.data->size()) * token_bytes, device, memory);
   }
-  arena_.emplace(Buffer("activations", plan_.activation_bytes, device, memory));
+  Buffer activations("activations", plan_.activation_bytes, device, memory);
+  if (grid.tensor->size() > 1) grid.tensor->share(grid.tensor_on_host(), activations);
+  arena_.emplace(std::move(activations));
   gathered_.resize(static_cast<std::size_t>(store_->partition().blocks()));
 }
 

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "kernels/elementwise.h"
-#include "kernels/rmsnorm.h"
+#include "model/norm.h"
 
 namespace dm {
 
@@ -56,15 +56,19 @@ void Decoder::run(Stream& stream, Arena& arena, const Tensor& tokens, const Tens
   const Tensor update = arena.allocate(stream_shape, shape.compute, "residual stream");
   std::vector<ScanRecurrence> sources;
 
+  TensorGroup& group = model_.tensor();
+  const RowPieces rows = RowPieces::whole(tokens.numel());  // few: a sum of them is one short wait
+
   model_.vocabulary().embed(stream, tokens, residual);
+  group.start_sum(stream, rows, residual, 0);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const Mixer& mixer = model_.mixers()[static_cast<std::size_t>(layer)];
     const LayerState& state = states_[static_cast<std::size_t>(layer)];
     const Mixer::Carry carry{state.conv_history, state.before, state.after};
     history.claim(DenseHistory::Part::scan_inputs, layer);
-    add_rmsnorm_forward(stream, residual, layer == 0 ? Tensor() : update, model_.norm(layer).value, residual,
-                        history.projected(layer).x, history.rstd(layer));
-    mixer.project(stream, history.projected(layer), carry, {});
+    norm_forward(stream, group, rows, residual, layer == 0 ? Tensor() : update, model_.norm(layer).value,
+                 history.projected(layer).x, history.rstd(layer));
+    mixer.project(stream, rows, history.projected(layer), carry, {});
     mixer.gate(stream, history.projected(layer), history.mixed(layer));
     const auto below = history.sources(layer);
     sources.assign(below.begin(), below.end());
@@ -72,10 +76,10 @@ void Decoder::run(Stream& stream, Arena& arena, const Tensor& tokens, const Tens
       sources[s].initial = states_[static_cast<std::size_t>(layer) - 1 - s].before;  // sources come nearest first
     }
     mixer.mix(stream, history.projected(layer), Tensor(), carry, sources, history.mixed(layer));
-    mixer.output(stream, history.mixed(layer), update);
+    mixer.output(stream, rows, history.mixed(layer), update);
   }
   const Tensor rstd = arena.allocate({shape.rows()}, DType::f32, "residual stream");
-  add_rmsnorm_forward(stream, residual, update, model_.final_norm().value, residual, update, rstd);
+  norm_forward(stream, group, rows, residual, update, model_.final_norm().value, update, rstd);
   model_.vocabulary().logits(stream, update, logits);
 }
 

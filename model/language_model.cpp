@@ -1,10 +1,12 @@
 // Layers in order, then in reverse.
 #include "model/language_model.h"
 
+#include <utility>
+
 #include <fmt/format.h>
 
 #include "kernels/elementwise.h"
-#include "kernels/rmsnorm.h"
+#include "model/norm.h"
 
 namespace dm {
 
@@ -37,31 +39,35 @@ LanguageModel::Top LanguageModel::forward(Stream& stream, Arena& arena, const Te
     if (hooks.before_use) hooks.before_use(block);
   };
 
+  const RowPieces rows = tensor_->pieces(tokens.numel());
+
   before_use(small_block(config_));
   before_use(0);
   vocabulary_.embed(stream, tokens, residual);
+  for (int i = 0; i < rows.count(); ++i) tensor_->start_sum(stream, rows, residual, i);
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
     const Mixer& mixer = mixers_[static_cast<std::size_t>(layer)];
     const Mixer::Projected& projected = history.projected(layer);
     const Mixer::Mixed& mixed = history.mixed(layer);
     before_use(static_cast<int>(layer) + 1);
     for (const Part part : {Part::xh_z, Part::scan_inputs, Part::gate}) history.claim(part, layer);
-    add_rmsnorm_forward(stream, residual, layer == 0 ? Tensor() : update, norm(layer).value, residual, projected.x,
-                        history.rstd(layer));
-    mixer.project(stream, projected, {}, {});
+    norm_forward(stream, *tensor_, rows, residual, layer == 0 ? Tensor() : update, norm(layer).value, projected.x,
+                 history.rstd(layer));
+    mixer.project(stream, rows, projected, {}, {});
     mixer.gate(stream, projected, mixed);
     mixer.mix(stream, projected, history.chunk_states(layer), {}, history.sources(layer), mixed);
-    mixer.output(stream, mixed, update);
+    mixer.output(stream, rows, mixed, update);
   }
-  add_rmsnorm_forward(stream, residual, update, final_norm_.value, residual, top.x, top.rstd);
+  norm_forward(stream, *tensor_, rows, residual, update, final_norm_.value, top.x, top.rstd);
+  tensor_->finish(stream, rows);
   return top;
 }
 
-void LanguageModel::restore(Stream& stream, std::int64_t layer, DenseHistory& history) const {
+void LanguageModel::restore(Stream& stream, const RowPieces& rows, std::int64_t layer, DenseHistory& history) const {
   for (std::int64_t at = layer - config_.sources_of(layer); at <= layer; ++at) {
     if (history.holds(Part::scan_inputs, at)) continue;
     const Mixer::Known known{.xh_z = history.holds(Part::xh_z, at), .dbc = true};
-    mixers_[static_cast<std::size_t>(at)].project(stream, history.projected(at), {}, known);
+    mixers_[static_cast<std::size_t>(at)].project(stream, rows, history.projected(at), {}, known);
     history.claim(Part::xh_z, at);
     history.claim(Part::scan_inputs, at);
   }
@@ -74,25 +80,47 @@ void LanguageModel::restore(Stream& stream, std::int64_t layer, DenseHistory& hi
 void LanguageModel::backward(Stream& stream, Arena& arena, const Tensor& tokens, const Top& top, const Tensor& dtop,
                              DenseHistory& history, const BlockHooks& hooks) const {
   const Arena::Scope scope(arena);
-  const bool rounds = compute_ != DType::f32;  // a layer's dout is the residual stream's cotangent in the compute dtype
-  const Tensor dresidual = top.residual;       // its values are spent
-  const Tensor dupdate = rounds ? top.x : Tensor(), dout = rounds ? dupdate : dresidual, dx = dtop;
+  const RowPieces rows = tensor_->pieces(tokens.numel());
+  const Tensor dresidual = top.residual;  // its values are spent
+  Tensor dout = dtop, dx = top.x;         // a layer's; dout takes dx's place, and the layer below has the other for its dx
   const auto gradient_done = [&](int block) {
     if (hooks.gradient_done) hooks.gradient_done(block);
   };
+  // Of every norm, the own rows' part of its weight's gradient where rows are cut.
+  const Tensor parts =
+      rows.cut() ? arena.allocate({config_.layers + 1, config_.d_model}, DType::f32, "backward scratch") : Tensor();
+  const auto norm_gradient = [&](std::int64_t layer) {
+    return parts ? parts.slice(layer, 1).flat() : layer < config_.layers ? norm(layer).gradient : final_norm_.gradient;
+  };
+  if (parts) fill(stream, parts, 0.0f);
 
   fill(stream, dresidual, 0.0f);
-  rmsnorm_backward(stream, dtop, top.x, top.rstd, final_norm_.value, dresidual, dupdate, final_norm_.gradient);
+  for (int i = 0; i < rows.count(); ++i) tensor_->start_sum(stream, rows, dout, i);
+  norm_backward(stream, *tensor_, rows, dout, top.x, top.rstd, final_norm_.value, dresidual, norm_gradient(config_.layers),
+                dout);
   for (std::int64_t layer = config_.layers - 1; layer >= 0; --layer) {
-    restore(stream, layer, history);
-    mixers_[static_cast<std::size_t>(layer)].backward(stream, arena, dout, history.projected(layer), history.mixed(layer),
-                                                      history.chunk_states(layer), history.sources(layer),
-                                                      history.readers(layer), history.q(layer), dx);
-    rmsnorm_backward(stream, dx, history.projected(layer).x, history.rstd(layer), norm(layer).value, dresidual, dupdate,
-                     norm(layer).gradient);
+    const Arena::Scope layer_scope(arena);
+    const Mixer& mixer = mixers_[static_cast<std::size_t>(layer)];
+    const Mixer::Projected& projected = history.projected(layer);
+    const Mixer::Mixed& mixed = history.mixed(layer);
+    restore(stream, rows, layer, history);
+    const Mixer::Cotangents cotangents =
+        mixer.backward(stream, arena, rows, dout, projected, mixed, history.chunk_states(layer), history.sources(layer),
+                       history.readers(layer), history.q(layer), dx);
+    norm_backward(stream, *tensor_, rows, dx, projected.x, history.rstd(layer), norm(layer).value, dresidual,
+                  norm_gradient(layer), layer > 0 ? dx : dresidual);
+    mixer.backward_weights(stream, cotangents, projected, mixed);
     gradient_done(static_cast<int>(layer) + 1);
+    std::swap(dout, dx);
   }
+  tensor_->finish(stream, rows);
+  if (parts) tensor_->start_sum(stream, parts);
   vocabulary_.embed_backward(stream, tokens, dresidual);
+  if (parts) {
+    tensor_->finish_sum(stream);
+    for (std::int64_t layer = 0; layer < config_.layers; ++layer) add_to(stream, norm_gradient(layer), norm(layer).gradient);
+    add_to(stream, norm_gradient(config_.layers), final_norm_.gradient);
+  }
   gradient_done(0);
   gradient_done(small_block(config_));
 }

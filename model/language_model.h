@@ -47,12 +47,13 @@ class LanguageModel {
   const Parameter& norm(std::int64_t layer) const { return norms_[static_cast<std::size_t>(layer)]; }
   const Parameter& final_norm() const { return final_norm_; }
   const VocabularyParallel& vocabulary() const { return vocabulary_; }
+  TensorGroup& tensor() const { return *tensor_; }
   DType compute_dtype() const { return compute_; }
   /// D of this rank.
   std::int64_t local_channels() const { return config_.d_inner() / tensor_->ranks().size(); }
 
  private:
-  /// The normalised output of the last layer, and what its backward reads.
+  /// The normalised output of the last layer, and what its backward reads. Of residual and rstd this rank's own rows.
   struct Top {
     Tensor residual;  ///< [B, T, C] f32.
     Tensor rstd;      ///< [B·T] f32.
@@ -64,7 +65,7 @@ class LanguageModel {
   void backward(Stream& stream, Arena& arena, const Tensor& tokens, const Top& top, const Tensor& dtop,
                 DenseHistory& history, const BlockHooks& hooks) const;
   /// Makes again what backward of `layer` reads and the rings no longer hold.
-  void restore(Stream& stream, std::int64_t layer, DenseHistory& history) const;
+  void restore(Stream& stream, const RowPieces& rows, std::int64_t layer, DenseHistory& history) const;
 
   const ModelConfig& config_;
   DType compute_;

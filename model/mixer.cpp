@@ -30,15 +30,21 @@ Mixer::Mixer(const ModelConfig& config, std::int64_t layer, const ParameterStore
   }
 }
 
-void Mixer::project(Stream& stream, const Projected& p, const Carry& carry, Known known) const {
+void Mixer::project(Stream& stream, const RowPieces& rows, const Projected& p, const Carry& carry, Known known) const {
   const bool at_once = projects_at_once();
-  if (!known.xh_z) linear_forward(stream, p.x, at_once ? in_proj_.value : in_xh_, at_once ? Matrix(p.xh_z) : p.xh());
+  const int last = rows.count() - 1;  // whose z is for while the sum is on the wire
+  for (int i = 0; i <= last && !known.xh_z; ++i) {
+    if (!known.dbc) tensor_->finish(stream, i);
+    const bool whole = at_once || i < last;
+    linear_forward(stream, rows.piece(p.x, i), whole ? in_proj_.value : in_xh_,
+                   rows.piece(whole ? Matrix(p.xh_z) : p.xh(), i));
+  }
   causal_conv_silu_forward(stream, p.xh(), conv_weight_.value, conv_bias_.value, carry.conv_history, p.u);
   if (!known.dbc) {
     linear_forward(stream, p.u, x_proj_.value, p.dbc);
     tensor_->start_sum(stream, p.dbc);
   }
-  if (!known.xh_z && !at_once) linear_forward(stream, p.x, in_z_, p.z());
+  if (!known.xh_z && !at_once) linear_forward(stream, rows.piece(p.x, last), in_z_, rows.piece(p.z(), last));
   if (!known.dbc) tensor_->finish_sum(stream);
   if (p.dbc_operand.dtype() != DType::f32) convert(stream, p.dbc, p.dbc_operand);
   linear_forward(stream, Matrix(p.dbc_operand).columns_of(0, R_), dt_proj_.value, p.dt);
@@ -72,15 +78,17 @@ void Mixer::mix(Stream& stream, const Projected& p, const Tensor& chunk_states, 
                                   .final_state = carry.final_state});
 }
 
-void Mixer::output(Stream& stream, const Mixed& m, const Tensor& out) const {
-  linear_forward(stream, m.out, out_proj_.value, out);
-  tensor_->ranks().all_reduce(stream, out);
+void Mixer::output(Stream& stream, const RowPieces& rows, const Mixed& m, const Tensor& out) const {
+  for (int i = 0; i < rows.count(); ++i) {
+    linear_forward(stream, rows.piece(m.out, i), out_proj_.value, rows.piece(out, i));
+    tensor_->start_sum(stream, rows, out, i);
+  }
 }
 
-void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Projected& p, const Mixed& m,
-                     const Tensor& chunk_states, std::span<const ScanRecurrence> sources,
-                     std::span<const ScanReader> readers, const Tensor& q, const Tensor& dx) const {
-  const Arena::Scope scope(arena);
+Mixer::Cotangents Mixer::backward(Stream& stream, Arena& arena, const RowPieces& rows, const Tensor& dout,
+                                  const Projected& p, const Mixed& m, const Tensor& chunk_states,
+                                  std::span<const ScanRecurrence> sources, std::span<const ScanReader> readers,
+                                  const Tensor& q, const Tensor& dx) const {
   const Shape channels = p.u.shape();
   const DType compute = p.u.dtype();
   const auto scratch = [&](Shape shape, DType dtype) { return arena.allocate(shape, dtype, "backward scratch"); };
@@ -94,12 +102,15 @@ void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Pro
 
   // out = mixed.out · out_projᵀ
   const Tensor dmixed = scratch(channels, compute);
-  linear_backward_input(stream, dout, out_proj_.value, dmixed, Accumulate::overwrite);
+  for (int i = 0; i < rows.count(); ++i) {
+    tensor_->finish(stream, i);
+    linear_backward_input(stream, rows.piece(dout, i), out_proj_.value, rows.piece(dmixed, i), Accumulate::overwrite);
+  }
 
   // The scan. Cotangents of x_proj's output and of the gate's bottleneck share one buffer: they cross the group together.
-  const std::int64_t rows = p.dbc.rows(), small = R_ + 2 * N_, G = dense_ ? m.gate_input.size(-1) : 0;
-  const Tensor crossing = scratch({rows * (small + G)}, DType::f32);
-  const Tensor ddbc = crossing.flat(0, rows * small).reshaped(p.dbc.shape());
+  const std::int64_t tokens = p.dbc.rows(), small = R_ + 2 * N_, G = dense_ ? m.gate_input.size(-1) : 0;
+  const Tensor crossing = scratch({tokens * (small + G)}, DType::f32);
+  const Tensor ddbc = crossing.flat(0, tokens * small).reshaped(p.dbc.shape());
   const Tensor du = scratch(channels, compute), ddt = scratch(channels, compute);
   const Tensor gate = dense_ ? m.gate : Tensor(), dgate = gate;  // in place
   const Tensor dxh_z = scratch(p.xh_z.shape(), compute);
@@ -129,16 +140,13 @@ void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Pro
   linear_backward_input(stream, ddt, dt_proj_.value, Matrix(ddbc).columns_of(0, R_), Accumulate::overwrite);
   Tensor dhidden;
   if (dense_) {
-    dhidden = crossing.flat(rows * small, rows * G).reshaped(m.gate_hidden.shape());
+    dhidden = crossing.flat(tokens * small, tokens * G).reshaped(m.gate_hidden.shape());
     linear_backward_input(stream, dgate, gate_fc2_.value, dhidden, Accumulate::overwrite);
   }
   tensor_->start_sum(stream, crossing);
 
-  // What does not wait for the sum, [xh | z] = x · in_projᵀ from z among it; without a sum that is one product, below
+  // [xh | z] = x · in_projᵀ, from z while the sum is on the wire; without a sum it is one product, below
   const bool at_once = projects_at_once();
-  linear_backward_weight(stream, dout, m.out, out_proj_.gradient);
-  linear_backward_weight(stream, ddt, Matrix(p.dbc_operand).columns_of(0, R_), dt_proj_.gradient);
-  if (dense_) linear_backward_weight(stream, dgate, m.gate_hidden, gate_fc2_.gradient);
   if (!at_once) linear_backward_input(stream, dz, in_z_, dx, Accumulate::overwrite);
   tensor_->finish_sum(stream);
 
@@ -147,23 +155,39 @@ void Mixer::backward(Stream& stream, Arena& arena, const Tensor& dout, const Pro
   linear_backward_input(stream, ddbc_operand, x_proj_.value, du, Accumulate::add);
   causal_conv_silu_backward(stream, du, p.xh(), conv_weight_.value, conv_bias_.value, dxh, conv_weight_.gradient,
                             conv_bias_.gradient);
-  if (at_once) {
-    linear_backward_input(stream, dxh_z, in_proj_.value, dx, Accumulate::overwrite);
-  } else {
-    linear_backward_input(stream, dxh, in_xh_, dx, Accumulate::add);
-  }
-  tensor_->start_sum(stream, dx);
-  linear_backward_weight(stream, ddbc_operand, p.u, x_proj_.gradient);
-  linear_backward_weight(stream, dxh_z, p.x, in_proj_.gradient);
-  tensor_->finish_sum(stream);
-
-  // The gate's fc1 is whole on every rank and so is its cotangent: its part of dx is added after the sum.
+  // The gate's fc1 is whole on every rank and so is its cotangent: a rank adds what comes through its share of the
+  // bottleneck.
+  Tensor dgate_input;
   if (dense_) {
-    const Tensor dinput = operand(dhidden);
-    silu_backward(stream, m.gate_input, dinput, dinput);
-    linear_backward_input(stream, dinput, gate_fc1_.value, dx, Accumulate::add);
-    linear_backward_weight(stream, dinput, p.x, gate_fc1_.gradient);
+    dgate_input = operand(dhidden);
+    silu_backward(stream, m.gate_input, dgate_input, dgate_input);
   }
+  const int rank = tensor_->ranks().rank(), ranks = tensor_->ranks().size();
+  const std::int64_t share = G * rank / ranks, share_end = G * (rank + 1) / ranks;
+  for (int i = 0; i < rows.count(); ++i) {
+    const Matrix piece = rows.piece(dx, i);
+    if (at_once) {
+      linear_backward_input(stream, rows.piece(dxh_z, i), in_proj_.value, piece, Accumulate::overwrite);
+    } else {
+      linear_backward_input(stream, rows.piece(dxh, i), in_xh_, piece, Accumulate::add);
+    }
+    if (dense_) {
+      const Matrix through = Matrix(rows.piece(dgate_input, i)).columns_of(share, share_end - share);
+      linear_backward_input(stream, through, gate_fc1_.value.slice(share, share_end - share), piece, Accumulate::add);
+    }
+    tensor_->start_sum(stream, rows, dx, i);
+  }
+  linear_backward_weight(stream, dxh_z, p.x, in_proj_.gradient);
+  return {.out = dout, .dt = ddt, .dbc = ddbc_operand, .gate = dgate, .gate_input = dgate_input};
+}
+
+void Mixer::backward_weights(Stream& stream, const Cotangents& d, const Projected& p, const Mixed& m) const {
+  linear_backward_weight(stream, d.out, m.out, out_proj_.gradient);
+  linear_backward_weight(stream, d.dt, Matrix(p.dbc_operand).columns_of(0, R_), dt_proj_.gradient);
+  linear_backward_weight(stream, d.dbc, p.u, x_proj_.gradient);
+  if (!dense_) return;
+  linear_backward_weight(stream, d.gate, m.gate_hidden, gate_fc2_.gradient);
+  linear_backward_weight(stream, d.gate_input, p.x, gate_fc1_.gradient);
 }
 
 }  // namespace dm

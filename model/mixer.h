@@ -25,9 +25,9 @@ struct ActivationShape {
 };
 
 /// Channels are cut over the tensor group; three sums over it make the function that of one rank: the small float32 one of
-/// x_proj's output between `project`'s halves, its backward counterpart, and [.., C] at `output` and at the end of
-/// `backward`. All but `output`'s run
-/// beside products that do not wait for them. Owns no memory; holds views of its parameters and the group.
+/// x_proj's output between `project`'s halves, its backward counterpart, and that of the rows [.., C] which `output` and
+/// `backward` start piece by piece and the next norm ends. All run beside work that does not wait for them. Owns no memory;
+/// holds views of its parameters and the group.
 class Mixer {
  public:
   /// What `project` makes: the input of this layer's scan, and of the scans of the layers above that read its states.
@@ -64,13 +64,23 @@ class Mixer {
     Tensor final_state;    ///< [B, D, N] f32, written.
   };
 
+  /// What `backward` leaves for `backward_weights`.
+  struct Cotangents {
+    Tensor out;         ///< [B, T, C] of `output`'s out.
+    Tensor dt;          ///< [B, T, D]
+    Tensor dbc;         ///< [B, T, R+2N] compute dtype, summed over the group.
+    Tensor gate;        ///< [B, T, D] absent without sources, like the next.
+    Tensor gate_input;  ///< [B, T, G]
+  };
+
   Mixer(const ModelConfig& config, std::int64_t layer, const ParameterStore& store, TensorGroup& tensor);
 
   /// True when this layer reads the states of layers below.
   bool dense() const { return dense_; }
 
-  /// Fills everything of `projected` but x, which the caller's norm wrote, and what is `known`.
-  void project(Stream& stream, const Projected& projected, const Carry& carry, Known known) const;
+  /// Fills everything of `projected` but x, the gather of whose pieces the caller's norm has started and this ends, and what
+  /// is `known`.
+  void project(Stream& stream, const RowPieces& rows, const Projected& projected, const Carry& carry, Known known) const;
 
   /// This layer's recurrence as the scans of the layers above run it.
   ScanRecurrence recurrence(const Projected& projected, const Tensor& chunk_states, const Tensor& initial_state) const;
@@ -82,16 +92,18 @@ class Mixer {
   void mix(Stream& stream, const Projected& projected, const Tensor& chunk_states, const Carry& carry,
            std::span<const ScanRecurrence> sources, const Mixed& mixed) const;
 
-  /// out [B, T, C] = out_proj of mixed.out, summed over the tensor group.
-  void output(Stream& stream, const Mixed& mixed, const Tensor& out) const;
+  /// out [B, T, C] = out_proj of mixed.out; starts its pieces' sums.
+  void output(Stream& stream, const RowPieces& rows, const Mixed& mixed, const Tensor& out) const;
 
-  /// From dout [B, T, C] (cotangent of `output`'s out): dx [B, T, C] (overwritten, complete on every rank), q [B, T, D]
-  /// (written for dense layers: this layer's part in its sources' backward), and all parameter gradients (accumulated).
-  /// Of `mixed` it reads the gate; mixed.out is made again. Overwrites mixed.gate. Scratch comes from
-  /// `arena` and is given back.
-  void backward(Stream& stream, Arena& arena, const Tensor& dout, const Projected& projected, const Mixed& mixed,
-                const Tensor& chunk_states, std::span<const ScanRecurrence> sources, std::span<const ScanReader> readers,
-                const Tensor& q, const Tensor& dx) const;
+  /// From dout [B, T, C] (cotangent of `output`'s out, the gather of whose pieces this ends): dx [B, T, C] (overwritten;
+  /// starts its pieces' sums), q [B, T, D] (written for dense layers: this layer's part in its sources' backward), and the
+  /// gradients of in_proj, convolution and scan (accumulated). Of `mixed` it reads the gate; mixed.out is made again.
+  /// Overwrites mixed.gate. Scratch comes from `arena`, and what it returns is part of it.
+  Cotangents backward(Stream& stream, Arena& arena, const RowPieces& rows, const Tensor& dout, const Projected& projected,
+                      const Mixed& mixed, const Tensor& chunk_states, std::span<const ScanRecurrence> sources,
+                      std::span<const ScanReader> readers, const Tensor& q, const Tensor& dx) const;
+  /// The gradients of the other parameters (accumulated): work for while the group gathers the next dout.
+  void backward_weights(Stream& stream, const Cotangents& cotangents, const Projected& projected, const Mixed& mixed) const;
 
  private:
   /// in_proj is one product where there is no sum over the group for one of its halves to hide.

@@ -18,7 +18,6 @@ VocabularyParallel::VocabularyParallel(const ModelConfig& config, const Paramete
 
 void VocabularyParallel::embed(Stream& stream, const Tensor& tokens, const Tensor& out) const {
   embedding_forward(stream, tokens, table_.value, shard_.first, out);
-  tensor_->all_reduce(stream, out);
 }
 
 void VocabularyParallel::embed_backward(Stream& stream, const Tensor& tokens, const Tensor& dout) const {
@@ -55,7 +54,6 @@ void VocabularyParallel::loss(Stream& stream, Arena& arena, const Tensor& x, con
                           Accumulate::overwrite);
     linear_backward_weight(stream, logits_chunk, x_chunk, table_.gradient);
   }
-  if (dx) tensor_->all_reduce(stream, dx);
 }
 
 }  // namespace dm

@@ -18,7 +18,8 @@ class VocabularyParallel {
  public:
   VocabularyParallel(const ModelConfig& config, const ParameterStore& store, Communicator& tensor);
 
-  /// out [B, T, C] f32 = rows of the table, summed over the tensor group. tokens [B, T] i32 on every rank.
+  /// out [B, T, C] f32 = this rank's rows of the table, zero for tokens of others': its part of a sum over the group. tokens
+  /// [B, T] i32 on every rank.
   void embed(Stream& stream, const Tensor& tokens, const Tensor& out) const;
   /// Adds dout [B, T, C] f32 to the rows' gradients.
   void embed_backward(Stream& stream, const Tensor& tokens, const Tensor& dout) const;
@@ -27,8 +28,8 @@ class VocabularyParallel {
   void logits(Stream& stream, const Tensor& x, const Tensor& logits) const;
 
   /// loss_sum[0] += Σ over all tokens of the cross-entropy of targets [B, T] i32 under softmax(x · tableᵀ), the same on
-  /// every rank. When dx is present: dx [B, T, C] = scale · cotangent of x, summed over the tensor group, and the table's
-  /// gradient is accumulated. At most `chunk` tokens have logits at once.
+  /// every rank. When dx is present: dx [B, T, C] = scale · cotangent of x, this rank's part of a sum over the group, and
+  /// the table's gradient is accumulated. At most `chunk` tokens have logits at once.
   void loss(Stream& stream, Arena& arena, const Tensor& x, const Tensor& targets, std::int64_t chunk, float scale,
             const Tensor& dx, const Tensor& loss_sum) const;
 

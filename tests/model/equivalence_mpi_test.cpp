@@ -43,14 +43,17 @@ Batch step_batch(int number) {
   return Batch::random(static_cast<std::uint64_t>(100 + number), kSequences, kLength, small_config(0).vocabulary);
 }
 
-/// Passes collectives on to a group that others use too, except one all-reduce or every reduce-scatter if told to forget it,
-/// which it then leaves out on every rank.
+/// Passes collectives on to a group that others use too, except one sum (all-reduce or reduce-scatter), one gather or every
+/// reduce-scatter if told to forget it, which it then leaves out on every rank.
 class ForgetfulCommunicator final : public Communicator {
  public:
   static constexpr int kNothing = -1, kReduceScatter = -2;
 
-  explicit ForgetfulCommunicator(Communicator& group, int forgotten = kNothing)
-      : Communicator(group.rank(), group.size(), group.name(), nullptr), group_(group), forgotten_(forgotten) {}
+  explicit ForgetfulCommunicator(Communicator& group, int forgotten_sum = kNothing, int forgotten_gather = kNothing)
+      : Communicator(group.rank(), group.size(), group.name(), nullptr),
+        group_(group),
+        forgotten_sum_(forgotten_sum),
+        forgotten_gather_(forgotten_gather) {}
 
   std::unique_ptr<Communicator> split(int color, int key, std::string name) override {
     return group_.split(color, key, std::move(name));
@@ -59,21 +62,21 @@ class ForgetfulCommunicator final : public Communicator {
 
  protected:
   void do_all_reduce(Stream& stream, const Tensor& tensor, ReduceOp op) override {
-    if (next_++ != forgotten_) group_.all_reduce(stream, tensor, op);
+    if (sums_++ != forgotten_sum_) group_.all_reduce(stream, tensor, op);
   }
   void do_reduce_scatter(Stream& stream, const Tensor& full, const Tensor& shard) override {
-    if (forgotten_ != kReduceScatter) group_.reduce_scatter(stream, full, shard);
+    if (sums_++ != forgotten_sum_ && forgotten_sum_ != kReduceScatter) group_.reduce_scatter(stream, full, shard);
   }
   void do_all_gather(Stream& stream, const Tensor& shard, const Tensor& full) override {
-    group_.all_gather(stream, shard, full);
+    if (gathers_++ != forgotten_gather_) group_.all_gather(stream, shard, full);
   }
   void do_broadcast(Stream& stream, const Tensor& tensor, int root) override { group_.broadcast(stream, tensor, root); }
   void do_barrier(Stream& stream) override { group_.barrier(stream); }
 
  private:
   Communicator& group_;
-  int forgotten_;
-  int next_ = 0;
+  int forgotten_sum_, forgotten_gather_;
+  int sums_ = 0, gathers_ = 0;
 };
 
 /// The job's ranks in tensor groups of every size, each grid made once: a start over NCCL takes a second.
@@ -218,29 +221,36 @@ INSTANTIATE_TEST_SUITE_P(Model, Equivalence,
                                             ::testing::Values(Recompute::none, Recompute::selective, Recompute::block)),
                          name_of_case);
 
-TEST(EquivalenceItself, AnyForgottenSumShows) {
+constexpr int kPieces = static_cast<int>(RowPieces::kPieces);
+/// Sums of a micro-batch: the embedding's, in each of three layers x_proj's and out_proj's, the head's; then, backwards, in
+/// each layer that of x_proj's and fc1's cotangents and that of the layer's input; last the norms' weights'.
+constexpr int kSums = kPieces + 3 * (1 + kPieces) + kPieces + 3 * (1 + kPieces) + 1;
+/// Gathers: each norm's output, the loss's three numbers a token, each norm's cotangent.
+constexpr int kGathers = 4 * kPieces + 1 + 4 * kPieces;
+
+TEST(EquivalenceItself, AnyForgottenTransferShows) {
   const ModelConfig config = small_config(2);
   ModelRank one(config, test_device());
   one.reduced_gradients(step_batch(1), kSequences, {});
-  const auto error_without = [&](int forgotten, int tensor_size) {
+  const auto error_without = [&](int sum, int gather, int tensor_size) {
     const Grid whole = grids->of(tensor_size);
     Grid grid = grids->of(tensor_size);
     (tensor_size == 1 ? grid.data : grid.tensor) =
-        std::make_unique<ForgetfulCommunicator>(tensor_size == 1 ? *whole.data : *whole.tensor, forgotten);
+        std::make_unique<ForgetfulCommunicator>(tensor_size == 1 ? *whole.data : *whole.tensor, sum, gather);
     ModelRank rank = rank_of(config, std::move(grid));
     rank.reduced_gradients(step_batch(1), kSequences / rank.grid().data->size(), {});
     return worst_gradient(rank, one).first;
   };
   const int ranks = make_mpi_communicator()->size();
-  EXPECT_GT(error_without(ForgetfulCommunicator::kReduceScatter, 1), 0.1);
-  // One of the embedding; in each layer x_proj's and out_proj's; the head's; then, backwards, in each layer that of x_proj's
-  // and fc1's cotangents and that of the layer's input.
-  const int sums = 1 + 2 * 3 + 1 + 2 * 3;
-  for (int forgotten = 0; forgotten < sums; ++forgotten) {
-    EXPECT_GT(error_without(forgotten, ranks), 100 * kTolerance) << "all-reduce " << forgotten << " of " << sums;
+  constexpr int kNothing = ForgetfulCommunicator::kNothing;
+  EXPECT_GT(error_without(ForgetfulCommunicator::kReduceScatter, kNothing, 1), 0.1);
+  for (int sum = 0; sum < kSums; ++sum) {
+    EXPECT_GT(error_without(sum, kNothing, ranks), 100 * kTolerance) << "sum " << sum << " of " << kSums;
   }
-  EXPECT_LT(error_without(/*forgotten=*/sums + 1, ranks), kTolerance)
-      << "nothing is forgotten: the norm's is number " << sums;
+  for (int gather = 0; gather < kGathers; ++gather) {
+    EXPECT_GT(error_without(kNothing, gather, ranks), 100 * kTolerance) << "gather " << gather << " of " << kGathers;
+  }
+  EXPECT_LT(error_without(kSums, kGathers, ranks), kTolerance) << "nothing is forgotten: sum " << kSums << " is the norm's";
 }
 
 TEST(TensorParallel, RecomputationDoesNotCommunicate) {
@@ -254,7 +264,19 @@ TEST(TensorParallel, RecomputationDoesNotCommunicate) {
   }
   EXPECT_EQ(counts[0], counts[1]);
   EXPECT_EQ(counts[0], counts[2]);
-  EXPECT_EQ(counts[0].first, 14 + 1);  // the sums, and the gathering of the loss's three numbers a token
+  EXPECT_EQ(counts[0].first, kSums + kGathers);
+}
+
+TEST(TensorParallel, RowsThatTheRanksDoNotDivide) {
+  const ModelConfig config = small_config(2);
+  const Batch batch = Batch::random(/*seed=*/3, /*sequences=*/1, kLength, config.vocabulary);
+  ModelRank one(config, test_device());
+  const ModelRank::Result expected = one.reduced_gradients(batch, 1, {});
+  ModelRank rank = rank_of(config, grids->of(make_mpi_communicator()->size()));
+  ASSERT_NE(kLength % rank.grid().tensor->size(), 0);
+  EXPECT_NEAR(rank.reduced_gradients(batch, 1, {}).loss / expected.loss, 1, kTolerance);
+  const auto [error, name] = worst_gradient(rank, one);
+  EXPECT_LT(error, kTolerance) << name;
 }
 
 TEST(TensorParallel, RecomputeAndASecondRunGiveTheSameBits) {
