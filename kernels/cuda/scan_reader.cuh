@@ -1,283 +1,261 @@
 // The reader's part of the scan's backward: what the sources' states give to q, dgate, C̄ and to the output.
 //
-// The sources' states of each tile of eight tokens are computed again from their saved states, all tiles in parallel; their
-// sum over the sources stays in registers. Writes q, dgate, the sources' part of C̄, and silu(gate) ⊙ r to du, where the main
-// kernel reads it before it overwrites it.
+// Every tile of eight tokens starts from saved states, so there is nothing to wait for: a warp takes a tile and 64 channels,
+// sixteen of them at a time, one source after the other, and works alone, with the inputs of its next two steps on their way
+// to its own shared memory. Lanes share channels and states as in scan_forward_tile.cuh, with the same two products on
+// tensor cores, Δu ⊗ B and h · C. C̄'s sums over channels stay in registers over all 64; lanes add theirs up once a tile. A
+// state-step costs three FP32 instructions, one ex2 (the bound), half a product and a float from shared memory.
+//
+// Writes q, dgate, the sources' part of C̄, and silu(gate) ⊙ r to du, where the main kernel reads it before it overwrites it.
 #pragma once
 
 #include <limits>
 
-#include "kernels/cuda/scan_lanes.cuh"
+#include "kernels/cuda/scan_reader_tile.cuh"
 
 namespace dm::cuda::scan::backward {
 
-inline constexpr int kMaxSources = 32;
+/// Left alone, the compiler computes what follows from the lane anew wherever it is used.
+template <class Word>
+__device__ inline void keep(Word& word) {
+  asm volatile("" : "+r"(word));
+}
 
-template <class T>
-struct ReaderParams {
-  Extents x;
-  Recurrence<T> source[kMaxSources];
-  int sources;
-  const float* dbc;
-  const T* gate;
-  const T* z;
-  const T* dout;
-  T* q;
-  T* dgate;
-  T* gated_readout;
-  float* source_columns;
-  int tiles_a_block;
-};
-
-/// Sums over channels that a product leaves apart.
-inline constexpr int kReaderParts = kThreads / 16;
-
-/// For each tile its slices, for each slice the sources.
-struct ReaderTurn {
-  int tile, slice = 0, source = 0;
-
-  __device__ bool last_source(int sources) const { return source == sources - 1; }
-  __device__ void advance(int slices, int sources) {
-    if (++source < sources) return;
-    source = 0;
-    if (++slice < slices) return;
-    slice = 0;
-    ++tile;
+/// A warp's copies, turn by turn, zeros outside; where a lane reads moves along instead of being computed again. kWhole: all
+/// tiles and groups of channels are whole, rows of activations and columns of projections begin at multiples of 16 bytes.
+template <class T, bool kWhole>
+class ReaderFetch {
+ public:
+  __device__ ReaderFetch(const ReaderParams<T>& p, ReaderWarpShared<T>& s, ReaderTurn first, int end, const ReaderLane& lane)
+      : p_(p), s_(s), turn_(first), end_(end), warp_(lane.warp), lane_(lane.lane) {
+    const Extents& x = p.x;
+    const int t = lane_ % kCopies / kRow, c = lane_ % kRow * kEach, i = lane_ * kEach, channel = blockIdx.x * kChannels;
+    const int tile = turn_.tile + warp_;
+    row_ = x.sequence(blockIdx.y) + static_cast<std::int64_t>(tile * kTile + t) * x.channels + channel + c;
+    state_ = x.saved_states(blockIdx.y, tile, 0) + static_cast<std::int64_t>(channel) * kStates + i;
+    row_to_ = address(s.slot[0].u.row(t) + c) + (second() ? sizeof s.slot[0].u : 0);
+    state_to_ = address(&s.slot[0].states[i / kStates % 2][i / kStates / 2][i % kStates]);
+    keep(row_to_), keep(state_to_);
   }
+
+  /// The turn's inputs to a slot, and on to the next turn.
+  __device__ void run(int slot) {
+    if (turn_.tile < end_) {
+      const ReaderPart<T>& part = p_.part[turn_.part];
+      if constexpr (kWhole) {
+        whole(part.source, slot * static_cast<int>(sizeof(ReaderSlot<T>)));
+      } else {
+        any(part.source, s_.slot[slot]);
+      }
+      if (turn_.group == 0 || p_.parts > kKeptColumns) columns(part, s_.slot[slot]);
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+    advance();
+  }
+
+ private:
+  static constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kReaderChannels / kEach, kCopies = kTile * kRow;
+  using Slot = ReaderSlot<T>;
+
+  static __device__ unsigned address(const void* shared) { return static_cast<unsigned>(__cvta_generic_to_shared(shared)); }
+  static __device__ void copy(unsigned to, const T* from) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+  }
+  /// Lanes that copy the second of two activations, when a warp has enough for both.
+  __device__ bool second() const { return lane_ >= kCopies; }
+
+  __device__ void whole(const Recurrence<T>& source, unsigned slot) const {
+    const Extents& x = p_.x;
+    const unsigned to = row_to_ + slot;
+    constexpr unsigned kRows = sizeof(typename Slot::Rows);
+    if constexpr (kCopies == 16) {
+      copy(to, (second() ? source.dt : source.u) + row_);
+    } else {
+      copy(to, source.u + row_);
+      copy(to + kRows, source.dt + row_);
+    }
+#pragma unroll
+    for (int i = 0; i < kReaderChannels * kStates; i += 32 * kEach) {
+      copy(state_to_ + slot + i / 2 * static_cast<int>(sizeof(T)), source.states + state_ + i);
+    }
+    if (turn_.part > 0) return;
+    const int t = lane_ % kCopies / kRow, c = lane_ % kRow * kEach;
+    const T* const z = p_.z + x.sequence(blockIdx.y, x.z_stride) +
+                       static_cast<std::int64_t>((turn_.tile + warp_) * kTile + t) * x.z_stride + blockIdx.x * kChannels +
+                       turn_.group * kReaderChannels + c;
+    if constexpr (kCopies == 16) {
+      copy(to + 2 * kRows, second() ? p_.dout + row_ : z);
+      if (!second()) copy(to + 4 * kRows, p_.gate + row_);
+    } else {
+      copy(to + 2 * kRows, z);
+      copy(to + 3 * kRows, p_.dout + row_);
+      copy(to + 4 * kRows, p_.gate + row_);
+    }
+  }
+  __device__ void any(const Recurrence<T>& source, Slot& slot) const {
+    const Extents& x = p_.x;
+    const int first_token = (turn_.tile + warp_) * kTile, channel = blockIdx.x * kChannels + turn_.group * kReaderChannels;
+    const T* const states =
+        source.states + x.saved_states(blockIdx.y, turn_.tile + warp_, 0) + static_cast<std::int64_t>(channel) * kStates;
+    for (int i = lane_; i < kReaderChannels * kStates; i += 32) {
+      const int c = i / kStates;
+      const bool inside = first_token < x.tokens && channel + c < x.channels;
+      slot.states[c % 2][c / 2][i % kStates] = inside ? states[i] : from_float<T>(0.0f);
+    }
+    const auto rows = [&](typename Slot::Rows& to, const T* from, int stride) {
+      from += x.sequence(blockIdx.y, stride) + channel;
+      for (int i = lane_; i < kTile * kReaderChannels; i += 32) {
+        const int t = i / kReaderChannels, c = i % kReaderChannels;
+        const bool inside = first_token + t < x.tokens && channel + c < x.channels;
+        to.row(t)[c] = inside ? from[static_cast<std::int64_t>(first_token + t) * stride + c] : from_float<T>(0.0f);
+      }
+    };
+    rows(slot.u, source.u, x.channels);
+    rows(slot.dt, source.dt, x.channels);
+    if (turn_.part > 0) return;
+    rows(slot.z, p_.z, x.z_stride);
+    rows(slot.dout, p_.dout, x.channels);
+    rows(slot.gate, p_.gate, x.channels);
+  }
+  __device__ void columns(const ReaderPart<T>& part, Slot& to) const {
+    const Extents& x = p_.x;
+    const int token = (turn_.tile + warp_) * kTile, count = x.states - part.slice * kStates;
+    const float* from = part.source.dbc + x.column_rows(blockIdx.y) + static_cast<std::int64_t>(token) * x.columns;
+    constexpr int kWide = kWhole ? 4 : 1, kWideRow = kStates / kWide;
+#pragma unroll
+    for (int first = 0; first < kTile * kWideRow; first += 32) {
+      const int i = first + lane_, t = i / kWideRow, n = i % kWideRow * kWide;
+      if constexpr (kWhole) {
+        copy16_async(&to.B[t][n], from + t * x.columns + n, n < count);
+      } else {
+        copy4_async(&to.B[t][n], from + t * x.columns + n, token + t < x.tokens && n < count);
+      }
+    }
+  }
+  __device__ void advance() {
+    const Extents& x = p_.x;
+    if (++turn_.part < p_.parts) return;
+    turn_.part = 0;
+    row_ += kReaderChannels, state_ += kReaderChannels * kStates;
+    if (++turn_.group < turn_.groups) return;
+    const int back = turn_.groups * kReaderChannels;
+    turn_.group = 0;
+    turn_.tile += kReaderWarps;
+    row_ += static_cast<std::int64_t>(kReaderWarps * kTile) * x.channels - back;
+    state_ += (static_cast<std::int64_t>(kReaderWarps) * x.slices * x.channels - back) * kStates;
+  }
+
+  const ReaderParams<T>& p_;
+  ReaderWarpShared<T>& s_;
+  ReaderTurn turn_;
+  int end_, warp_, lane_;
+  std::int64_t row_, state_;
+  unsigned row_to_, state_to_;
 };
 
-template <class T>
-struct alignas(16) ReaderShared {
-  struct Rows {
-    T u[kTile][kChannels], dt[kTile][kChannels];
-    T z[kTile][kChannels], dout[kTile][kChannels], gate[kTile][kChannels];  // of a tile's first turn
-  } rows[2];
-  struct Stage {
-    float B[kTile][kStates], C[kTile][kStates];
-    T states[kChannels][kStates];
-  } stage[2];
-  struct Drive {
-    float delta[kTile][kChannels], input[kTile][kChannels];
-  } drive[2];
-  struct Gating {
-    float q[kTile][kChannels], gate_value[kTile][kChannels], dgate_factor[kTile][kChannels];
-  } gating[2];
-  float readout[2][kTile][kChannels + 16];  // half of the banks apart
-  float columns[2][kTile][kReaderParts * kStates + 16];
-  struct alignas(16) Part {
-    float rate[kChannels][kStates];
-    float bias[kChannels];
-  };
-  /// One of each slice and source follows.
-  __device__ Part& part(int i) { return reinterpret_cast<Part*>(this + 1)[i]; }
-  static std::size_t bytes(int parts) { return sizeof(ReaderShared) + sizeof(Part) * parts; }
-};
+/// A lane's elements, rows from that of its first token and this channel on; those outside stay unwritten.
+template <bool kWhole, class T>
+__device__ void store_elements(T* rows, const Extents& x, int token, int channel, const float (&values)[4]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    T* const row = rows + i * x.channels;
+    if constexpr (kWhole) {
+      store2(row, {values[2 * i], values[2 * i + 1]});
+    } else if (token + i < x.tokens && channel < x.channels) {
+      row[0] = from_float<T>(values[2 * i]);
+      if (channel + 1 < x.channels) row[1] = from_float<T>(values[2 * i + 1]);
+    }
+  }
+}
 
-/// Of a multiprocessor.
-inline constexpr int kReaderBlocks = 3;
-template <class T>
-__global__ void __launch_bounds__(kThreads, kReaderBlocks) reader_kernel(const __grid_constant__ ReaderParams<T> p) {
+template <class T, bool kWhole>
+__global__ void __launch_bounds__(kReaderThreads, kReaderBlocks<T>)
+    reader_kernel(const __grid_constant__ ReaderParams<T> p) {
   using Shared = ReaderShared<T>;
   extern __shared__ __align__(16) unsigned char shared_bytes[];
-  Shared& s = *reinterpret_cast<Shared*>(shared_bytes);
+  Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
   const Extents& x = p.x;
-  const int b = blockIdx.y, first_channel = blockIdx.x * kChannels, parts = x.slices * p.sources;
-  // A thread owns two channels: local[c] in register c, swapped in lanes with bit 2 so that each keeps the first one's sums.
-  const Lane lane;
-  const int channel_part = threadIdx.x / 16, swap = lane.upper4() ? 1 : 0;
-  const int local[2] = {(channel_part * 4 + lane.lane % 4) * 2 + swap, (channel_part * 4 + lane.lane % 4) * 2 + 1 - swap};
-  const int row = threadIdx.x / 16, quad = threadIdx.x % 16 * 4;
+  const int b = blockIdx.y, first_channel = blockIdx.x * kChannels;
+  const ReaderLane lane;
+  ReaderWarpShared<T>& s = shared.warp[lane.warp];
 
-  for (int part = 0; part < parts; ++part) {
-    const Recurrence<T>& source = p.source[part % p.sources];
-    for (int i = threadIdx.x; i < kChannels * kStates; i += kThreads) {
-      const int n = part / p.sources * kStates + i % kStates;
-      s.part(part).rate[i / kStates][i % kStates] = rate_of(source, x, first_channel + i / kStates, n);
+  for (int i = 0; i < p.parts; ++i) {
+    typename Shared::Part& part = shared.part(i);
+    for (int k = threadIdx.x; k < kChannels * kStates; k += kReaderThreads) {
+      const int c = k / kStates, n = k % kStates;
+      part.rate[c % 2][c / 2][n] = rate_of(p.part[i].source, x, first_channel + c, p.part[i].slice * kStates + n);
     }
-    if (threadIdx.x < kChannels) {
-      const int c = first_channel + static_cast<int>(threadIdx.x);
-      s.part(part).bias[threadIdx.x] = c < x.channels ? source.dt_bias[c] : 0.0f;
+    for (int c = threadIdx.x; c < kChannels; c += kReaderThreads) {
+      part.bias[c] = first_channel + c < x.channels ? p.part[i].source.dt_bias[first_channel + c] : 0.0f;
     }
   }
+  __syncthreads();
 
-  const RowCopy<T> row_copy(x, b, first_channel);
-  const StateCopy<T, kThreads> state_copy(x, b, first_channel);
-  const ColumnCopy column_copy(x, b);
-  // Rows of `from0` are `stride` apart.
-  const auto fetch_two = [&](T* to0, const T* from0, int stride, T* to1, const T* from1, int tile) {
-    if (!x.vector) {
-      copy_rows<kTile>(to0, from0, stride, x, b, tile * kTile, first_channel);
-      copy_rows<kTile>(to1, from1, x.channels, x, b, tile * kTile, first_channel);
-    } else if constexpr (2 * RowCopy<T>::kCopies == kThreads) {
-      const bool second = threadIdx.x >= kThreads / 2;
-      row_copy.run((second ? to1 : to0) + threadIdx.x % 64 * RowCopy<T>::kEach, second ? from1 : from0,
-                   second ? x.channels : stride, tile);
-    } else {
-      row_copy.run(to0 + threadIdx.x * RowCopy<T>::kEach, from0, stride, tile);
-      row_copy.run(to1 + threadIdx.x * RowCopy<T>::kEach, from1, x.channels, tile);
-    }
-  };
-  const auto fetch_rows = [&](const ReaderTurn& turn, int parity) {
-    const Recurrence<T>& source = p.source[turn.source];
-    typename Shared::Rows& rows = s.rows[parity];
-    fetch_two(rows.u[0], source.u, x.channels, rows.dt[0], source.dt, turn.tile);
-    if (turn.source > 0 || turn.slice > 0) return;
-    fetch_two(rows.z[0], p.z, x.z_stride, rows.dout[0], p.dout, turn.tile);
-    fetch_two(rows.gate[0], p.gate, x.channels, rows.gate[0], p.gate, turn.tile);
-  };
-  const auto fetch_stage = [&](const ReaderTurn& turn, int parity) {
-    const Recurrence<T>& source = p.source[turn.source];
-    typename Shared::Stage& stage = s.stage[parity];
-    const int first_column = x.columns - 2 * x.states + turn.slice * kStates, count = x.states - turn.slice * kStates;
-    state_copy.run(stage.states[0], source.states, turn.tile, turn.slice);
-    if (threadIdx.x >= 96) {
-      column_copy.run(stage.B[0], source.dbc + first_column, turn.tile, count);
-    } else if (threadIdx.x >= 64 && turn.last_source(p.sources)) {
-      column_copy.run(stage.C[0], p.dbc + first_column + x.states, turn.tile, count);
-    }
-  };
-
-  const auto prepare = [&](const ReaderTurn& turn, int parity) {
-    const typename Shared::Rows& rows = s.rows[parity];
-    float u[4], delta[4], bias[4];
-    load4(&rows.u[row][quad], u);
-    load4(&rows.dt[row][quad], delta);
-    load4(&s.part(turn.slice * p.sources + turn.source).bias[quad], bias);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      delta[i] = turn.tile * kTile + row < x.tokens ? Softplus(delta[i] + bias[i]).value : 0.0f;
-      u[i] *= delta[i];
-    }
-    store4(&s.drive[parity].delta[row][quad], delta);
-    store4(&s.drive[parity].input[row][quad], u);
-    if (turn.source > 0 || turn.slice > 0) return;
-    typename Shared::Gating& gating = s.gating[turn.tile & 1];
-    float z[4], dout[4], gate[4], q[4], dgate_factor[4];
-    load4(&rows.z[row][quad], z);
-    load4(&rows.dout[row][quad], dout);
-    load4(&rows.gate[row][quad], gate);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float dy = dout[i] * (z[i] * sigmoid(z[i])), g = sigmoid(gate[i]);
-      dgate_factor[i] = dy * (g * (1.0f + gate[i] * (1.0f - g)));
-      gate[i] *= g;
-      q[i] = dy * gate[i];
-    }
-    store4(&gating.q[row][quad], q);
-    store4(&gating.gate_value[row][quad], gate);
-    store4(&gating.dgate_factor[row][quad], dgate_factor);
-  };
-
-  // After the last source of a slice, the block's part of C̄; after the last slice of a tile, q, dgate and silu(gate) ⊙ r.
-  const auto finish = [&](const ReaderTurn& turn) {
-    const int tile = turn.tile, slice = turn.slice;
-    const int t = threadIdx.x / kStates, n = threadIdx.x % kStates;
-    if (tile * kTile + row >= x.tokens) return;
-    float sum = 0.0f;
-#pragma unroll
-    for (int part = 0; part < kReaderParts; ++part) sum += s.columns[(tile * x.slices + slice) & 1][t][part * kStates + n];
-    const std::int64_t block_row = (static_cast<std::int64_t>(blockIdx.x) * x.batch + b) * x.tokens + tile * kTile + t;
-    p.source_columns[(block_row * x.slices + slice) * kStates + n] = sum;
-    if (slice < x.slices - 1) return;
-    const typename Shared::Gating& gating = s.gating[tile & 1];
-    float r[4], q[4], gate[4], dgate[4];
-    load4(&s.readout[tile & 1][row][quad], r);
-    load4(&gating.q[row][quad], q);
-    load4(&gating.gate_value[row][quad], gate);
-    load4(&gating.dgate_factor[row][quad], dgate);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) gate[i] *= r[i], dgate[i] *= r[i];
-    const std::int64_t at = x.sequence(b) + static_cast<std::int64_t>(tile * kTile + row) * x.channels;
-    store_row(p.q + at, first_channel + quad, x, q);
-    store_row(p.dgate + at, first_channel + quad, x, dgate);
-    store_row(p.gated_readout + at, first_channel + quad, x, gate);
-  };
-
-  float h[kTile][2][4];  // Σ_s h^s of the slice
-  const auto add_states = [&](const ReaderTurn& turn, int parity, auto first) {
-    const typename Shared::Stage& stage = s.stage[parity];
-    const typename Shared::Drive& drive = s.drive[parity];
-    const typename Shared::Part& part = s.part(turn.slice * p.sources + turn.source);
-    float state[2][4], rate[2][4];
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      load4(&stage.states[local[c]][lane.first_state], state[c]);
-      load4(&part.rate[local[c]][lane.first_state], rate[c]);
-    }
-#pragma unroll
-    for (int t = 0; t < kTile; ++t) {
-      float B[4];
-      load4(&stage.B[t][lane.first_state], B);
+  const int groups = min(kChannels / kReaderChannels, (x.channels - first_channel + kReaderChannels - 1) / kReaderChannels);
+  const int end = min((static_cast<int>(blockIdx.z) + 1) * p.tiles_a_block, (x.tokens + kTile - 1) / kTile);
+  const bool columns_stay = p.parts <= kKeptColumns;
+  ReaderTurn now{static_cast<int>(blockIdx.z) * p.tiles_a_block, groups};
+  ReaderFetch<T, kWhole> fetch(p, s, now, end, lane);
+  ReaderSums total;
+  ReaderColumns<T> readout;
+  float r[4] = {};
+  for (int turn = -kReaderSlots; now.tile < end; ++turn) {
+    const int slot_index = static_cast<unsigned>(turn + kReaderSlots) % kReaderSlots;
+    ReaderSlot<T>& slot = s.slot[slot_index];
+    const ReaderPart<T>& part = p.part[now.part];
+    const int tile = now.tile + lane.warp, token = tile * kTile + 2 * lane.quad, local = now.group * kReaderChannels;
+    const int channel = first_channel + local + 2 * lane.pair;
+    const auto at = [&] { return x.sequence(b) + static_cast<std::int64_t>(token) * x.channels + channel; };
+    ReaderPlane(&columns)[2] = s.B[columns_stay ? now.part : 0];
+    float h[2][4], rate[2][4];
+    if (turn >= 0) {
+      asm volatile("cp.async.wait_group %0;" ::"n"(kReaderSlots - 1) : "memory");
+      __syncwarp();
+      if (part.first && (now.group == 0 || x.slices > 1)) readout.template load<kWhole>(p, b, tile, part.slice, lane);
+      if (now.part == 0) {
+        float q[4];
+        prepare_gates(s, slot, lane, q);
+        store_elements<kWhole>(p.q + at(), x, token, channel, q);
+      }
+      typename Shared::Part& fixed = shared.part(now.part);
+      prepare_drive(s, slot, fixed.bias + local, lane);
+      if (now.group == 0 || !columns_stay) prepare_columns(columns, slot, lane);
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float delta = drive.delta[t][local[c]], input = drive.input[t][local[c]];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          state[c][j] = exp2_fast(delta * rate[c][j]) * state[c][j] + input * B[j];
-          h[t][c][j] = first ? state[c][j] : h[t][c][j] + state[c][j];
-        }
+        load4(&slot.states[c][lane.pair][4 * lane.quad], h[c]);
+        load4(&fixed.rate[c][local / 2 + lane.pair][4 * lane.quad], rate[c]);
       }
+      __syncwarp();
     }
-  };
-  const typename ChannelSums<T>::Indicator earlier_steps(0), later_steps(1);
-  const auto read_out = [&](const ReaderTurn& turn, int parity) {
-    const int tile = turn.tile, slice = turn.slice;
-    const auto& C_rows = s.stage[parity].C;
-    const typename Shared::Gating& gating = s.gating[tile & 1];
-    float halves[2], dC[2][4];
-    ChannelSums<T> columns;
-#pragma unroll
-    for (int t = 0; t < kTile; ++t) {
-      float C[4], readout[2] = {};
-      load4(&C_rows[t][lane.first_state], C);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) dC[t % 2][j] = 0.0f;
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float q = gating.q[t][local[c]];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          readout[c] += C[j] * h[t][c][j];
-          dC[t % 2][j] += q * h[t][c][j];
-        }
-      }
-      halves[t % 2] = readout[0] + exchange(readout[1], 4);
-      if (t % 2 == 0) continue;
-      const float total = scatter_sum(halves[0], halves[1], lane.upper8(), 8);
-      float& readout_at = s.readout[tile & 1][t - 1 + lane.upper8()][local[0]];
-      readout_at = slice > 0 ? readout_at + total : total;
-      columns.add(dC[0], dC[1], t % 4 == 1 ? earlier_steps : later_steps);
-      if (t % 4 == 1) continue;
-      float* to = &s.columns[(tile * x.slices + slice) & 1][t - 3 + 2 * columns.call()]
-                            [channel_part * kStates + lane.first_state + columns.column()];
-      *reinterpret_cast<float2*>(to) = make_float2(columns.sum[0], columns.sum[1]);
-      *reinterpret_cast<float2*>(to + sizeof s.columns[0][0] / sizeof(float)) = make_float2(columns.sum[2], columns.sum[3]);
-      columns = {};
-    }
-  };
+    fetch.run(slot_index);
+    if (turn < 0) continue;
+    walk_tile(s, columns, rate, h, readout, lane, r, total, p.no_bits);
 
-  // What is fetched before one barrier is prepared before the next one, is swept, and finished after that.
-  const int tiles = (x.tokens + kTile - 1) / kTile;
-  const int first_tile = blockIdx.z * p.tiles_a_block, turns = min(p.tiles_a_block, tiles - first_tile) * parts;
-  ReaderTurn fetched{first_tile}, prepared = fetched, now = fetched, before = fetched;
-  fetch_rows(fetched, 0);
-  for (int turn = -1; turn <= turns; ++turn) {
-    wait_for_copies();
-    __syncthreads();
-    before = now, now = prepared, prepared = fetched;
-    fetched.advance(x.slices, p.sources);
-    const int parity = turn & 1;
-    if (turn + 2 < turns) fetch_rows(fetched, parity);
-    if (turn + 1 < turns) fetch_stage(prepared, 1 - parity);
-    if (turn > 0 && before.last_source(p.sources)) finish(before);
-    if (turn + 1 < turns) prepare(prepared, 1 - parity);
-    if (turn < 0 || turn == turns) continue;
-    if (now.source == 0) {
-      add_states(now, parity, std::true_type{});
-    } else {
-      add_states(now, parity, std::false_type{});
+    if (part.last && (now.group == groups - 1 || x.slices > 1)) {
+      float sum[4];
+      total.reduce(lane, sum);
+      total = {};
+      const int t = tile * kTile + lane.pair;
+      const std::int64_t row = (static_cast<std::int64_t>(blockIdx.x) * x.batch + b) * x.tokens + t;
+      float* to = p.source_columns + (row * x.slices + part.slice) * kStates + 4 * lane.quad;
+      if (kWhole || t < x.tokens) {
+        if (x.slices > 1 && now.group > 0) {
+#pragma unroll
+          for (int n = 0; n < 4; ++n) sum[n] += to[n];
+        }
+        store4(to, sum);
+      }
     }
-    if (now.last_source(p.sources)) read_out(now, parity);
+    if (now.part == p.parts - 1) {
+      float value[4], factor[4];
+      load4(s.gate_value[lane.lane], value);
+      load4(s.dgate_factor[lane.lane], factor);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) value[k] *= r[k], factor[k] *= r[k], r[k] = 0.0f;
+      store_elements<kWhole>(p.dgate + at(), x, token, channel, factor);
+      store_elements<kWhole>(p.gated_readout + at(), x, token, channel, value);
+    }
+    now.advance(p.parts);
   }
 }
 
@@ -285,27 +263,39 @@ template <class T>
 void run_reader(const NativeStream& native, const ScanBackwardArgs& args, const Extents& x, float* source_columns) {
   ReaderParams<T> p{};
   p.x = x;
-  p.sources = static_cast<int>(args.sources.size());
-  const int parts = x.slices * p.sources;
-  require(p.sources <= kMaxSources && ReaderShared<T>::bytes(parts) <= kMaxShared,
+  const int sources = static_cast<int>(args.sources.size());
+  p.parts = x.slices * sources;
+  require(p.parts <= kMaxParts && ReaderShared<T>::bytes(p.parts) <= kMaxShared,
           "the selective scan's backward on a GPU has no shared memory for so many states of sources");
-  for (int s = 0; s < p.sources; ++s) p.source[s] = view<T>(args.sources[static_cast<std::size_t>(s)]);
+  for (int i = 0; i < p.parts; ++i) {
+    const int slice = i / sources, s = i % sources;
+    p.part[i] = {view<T>(args.sources[static_cast<std::size_t>(s)]), slice, s == 0, s == sources - 1};
+    p.part[i].source.states += static_cast<std::int64_t>(slice) * x.channels * kStates;
+    p.part[i].source.dbc += x.columns - 2 * x.states + slice * kStates;
+  }
   p.dbc = args.own.dbc.as<float>();
   p.gate = pointer<const T>(args.gate), p.z = pointer<const T>(args.z), p.dout = pointer<const T>(args.dout);
   p.q = pointer<T>(args.q), p.dgate = pointer<T>(args.dgate), p.gated_readout = pointer<T>(args.du);
   p.source_columns = source_columns;
-  // Pieces of time: as many as give the shortest turn of the last block, with two tiles for its start.
+  const bool whole =
+      x.vector && x.vector_columns && x.channels % kReaderChannels == 0 && x.tokens % (kReaderWarps * kTile) == 0;
+  // Pieces of time: as many as give the shortest turn of the last block's warps, with one tile for their start.
   const std::int64_t tiles = pieces(x.tokens, kTile), blocks = blocks_of(x.channels) * x.batch;
   std::int64_t shortest = std::numeric_limits<std::int64_t>::max();
-  for (std::int64_t count = 1; count <= std::min<std::int64_t>(tiles, 64); ++count) {
-    const std::int64_t each = pieces(tiles, count), waves = pieces(blocks * count, native.multiprocessors * kReaderBlocks);
-    if (waves * (each + 2) >= shortest) continue;
-    shortest = waves * (each + 2);
-    p.tiles_a_block = static_cast<int>(each);
+  for (std::int64_t count = 1; count <= std::min<std::int64_t>(pieces(tiles, kReaderWarps), 64); ++count) {
+    const std::int64_t each = pieces(tiles, count * kReaderWarps);
+    const std::int64_t waves = pieces(blocks * count, native.multiprocessors * kReaderBlocks<T>);
+    if (waves * (each + 1) >= shortest) continue;
+    shortest = waves * (each + 1);
+    p.tiles_a_block = static_cast<int>(each * kReaderWarps);
   }
   const dim3 grid(static_cast<unsigned>(blocks_of(x.channels)), static_cast<unsigned>(x.batch),
                   static_cast<unsigned>(pieces(tiles, p.tiles_a_block)));
-  launch(reader_kernel<T>, grid, ReaderShared<T>::bytes(parts), native, p);
+  const auto kernel = whole ? reader_kernel<T, true> : reader_kernel<T, false>;
+  const std::size_t shared = ReaderShared<T>::bytes(p.parts);
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+  kernel<<<grid, kReaderThreads, shared, native.stream>>>(p);
+  CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace dm::cuda::scan::backward

@@ -298,6 +298,16 @@ TEST_P(SelectiveScanCuda, InPlaceAndUnaligned) {
   }
 }
 
+TEST_P(SelectiveScanCuda, WholeTiles) {
+  for (const int sources : {1, 2, 3}) {
+    expect_twins_agree({.B = 2, .T = 64, .D = 144, .N = 16, .R = 4, .sources = sources, .readers = 1}, GetParam());
+    expect_twins_agree({.B = 1, .T = 96, .D = 80, .N = 36, .R = 8, .sources = sources, .readers = 0, .wide = true},
+                       GetParam());
+    expect_twins_agree({.B = 1, .T = 32, .D = 32, .N = 12, .R = 4, .sources = sources, .readers = 2, .in_place = true},
+                       GetParam());
+  }
+}
+
 TEST_P(SelectiveScanCuda, SegmentsOfTime) {
   expect_twins_agree({.B = 2, .T = 512, .D = 24, .N = 16, .R = 4, .sources = 0, .readers = 0}, GetParam());
   expect_twins_agree({.B = 1, .T = 777, .D = 70, .N = 16, .R = 4, .sources = 1, .readers = 3}, GetParam());
