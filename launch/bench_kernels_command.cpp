@@ -21,6 +21,7 @@
 #include "launch/kernel_bench.h"
 #include "model/config.h"
 #include "model/linear.h"
+#include "model/vocabulary.h"
 #include "runtime/options.h"
 
 namespace dm {
@@ -28,7 +29,7 @@ namespace {
 
 struct BenchOptions {
   std::string device = "auto", dtype = "auto", only;
-  std::int64_t batch = 8, sequence = 2048, loss_chunk = 1024, parameters = 64 << 20, repeats = 20;
+  std::int64_t batch = 8, sequence = 2048, loss_chunk = kLossChunk, parameters = 64 << 20, repeats = 20;
   bool json = false;
   ModelConfig model{.d_model = 1024, .vocabulary = 32000};
 };
@@ -162,7 +163,8 @@ void StepBench::row(const std::string& name, const KernelWork& work, const Kerne
             << std::endl;
 }
 
-/// y = x·Wᵀ with W [outputs, inputs], and its two gradients; the weight's gradient is f32 and accumulated.
+/// y = x·Wᵀ with W [outputs, inputs], and its two gradients; the weight's is f32 and written, as by a step's first
+/// micro-batch.
 void StepBench::product(const std::string& name, std::int64_t rows, std::int64_t inputs, std::int64_t outputs, DType y,
                         DType dx, Accumulate dx_is) {
   const double flops = 2.0 * static_cast<double>(rows) * static_cast<double>(inputs) * static_cast<double>(outputs);
@@ -180,11 +182,11 @@ void StepBench::product(const std::string& name, std::int64_t rows, std::int64_t
                  to = in.random({rows, inputs}, dx);
     return [=](Stream& stream) { linear_backward_input(stream, dy, w, to, dx_is); };
   });
-  row(name + " backward weight", {.bytes = dy_bytes + x_bytes + 2 * floats(outputs * inputs), .flops = flops},
+  row(name + " backward weight", {.bytes = dy_bytes + x_bytes + floats(outputs * inputs), .flops = flops},
       [&](KernelInputs& in) -> Call {
         const Tensor dy = in.random({rows, outputs}, compute_), x = in.random({rows, inputs}, compute_);
         const Tensor dw = in.filled({outputs, inputs}, 0);
-        return [=](Stream& stream) { linear_backward_weight(stream, dy, x, dw); };
+        return [=](Stream& stream) { linear_backward_weight(stream, dy, x, dw, Accumulate::overwrite); };
       });
 }
 
@@ -345,10 +347,6 @@ void StepBench::optimizer() {
     const Tensor second = in.filled({n}, 1), master = in.random({n}, DType::f32);
     const Tensor value = one_copy ? master : in.random({n}, compute_);
     return [=](Stream& stream) { adamw(stream, {.lr = 1e-4f}, control, gradient, first, second, master, value); };
-  });
-  row("clear", {.bytes = floats(n)}, [&](KernelInputs& in) -> Call {
-    const Tensor x = in.random({n}, DType::f32);
-    return [=](Stream& stream) { fill(stream, x, 0.0f); };
   });
   row("sum of squares", {.bytes = floats(n)}, [&](KernelInputs& in) -> Call {
     const Tensor x = in.random({n}, DType::f32), out = in.filled({1}, 0);

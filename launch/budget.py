@@ -61,7 +61,7 @@ def calls_of(step):
     product("head", tokens / chunk)
     add("cross-entropy stats", tokens / chunk)
     add("cross-entropy finish", tokens / chunk)
-    for op in ("adamw", "sum of squares", "clear"):  # over all parameters, whatever the number of micro-batches
+    for op in ("adamw", "sum of squares"):  # over all parameters, whatever the number of micro-batches
         calls[op] = step["parameters"] / step["bench_parameters"]
     return calls
 

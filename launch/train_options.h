@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "model/config.h"
+#include "model/vocabulary.h"
 #include "runtime/options.h"
 
 namespace dm {
@@ -33,17 +34,17 @@ struct TrainOptions {
   } data;
 
   struct Train {
-    std::int64_t batch = 8;              ///< Sequences a step, over all ranks.
-    std::int64_t micro_batch = 4;        ///< Sequences a rank computes at once; gradients accumulate over the rest.
-    std::int64_t sequence = 256;         ///< Tokens a sequence.
-    std::int64_t steps = 1000;           ///< Length of the schedule.
-    std::int64_t stop_at = 0;            ///< Save and end after this step; 0: at `steps`.
-    std::string dtype = "auto";          ///< Of activations and matrices: auto | float32 | bfloat16
-    std::string recompute = "none";      ///< none | selective | block
-    std::int64_t loss_chunk = 4096;      ///< Tokens whose logits exist at once.
-    std::int64_t valid_every = 0;        ///< Steps between validations; 0: only at the end.
-    std::int64_t valid_sequences = 64;   ///< Sequences of a validation, over all ranks.
-    std::int64_t nonfinite_budget = 10;  ///< Skipped updates (NaN or Inf) after which the run stops.
+    std::int64_t batch = 8;                ///< Sequences a step, over all ranks.
+    std::int64_t micro_batch = 4;          ///< Sequences a rank computes at once; gradients accumulate over the rest.
+    std::int64_t sequence = 256;           ///< Tokens a sequence.
+    std::int64_t steps = 1000;             ///< Length of the schedule.
+    std::int64_t stop_at = 0;              ///< Save and end after this step; 0: at `steps`.
+    std::string dtype = "auto";            ///< Of activations and matrices: auto | float32 | bfloat16
+    std::string recompute = "none";        ///< none | selective | block
+    std::int64_t loss_chunk = kLossChunk;  ///< Tokens whose logits exist at once.
+    std::int64_t valid_every = 0;          ///< Steps between validations; 0: only at the end.
+    std::int64_t valid_sequences = 64;     ///< Sequences of a validation, over all ranks.
+    std::int64_t nonfinite_budget = 10;    ///< Skipped updates (NaN or Inf) after which the run stops.
   } train;
 
   struct Optimizer {

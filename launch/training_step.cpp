@@ -109,7 +109,8 @@ void TrainingStep::accumulate(Sequences& sequences, const AtPoint& at_point) {
   const float scale = 1.0f / static_cast<float>(options_.train.batch * T);
   for (std::int64_t begin = 0; begin < sequences.count; begin += micro) {
     at_point("forward");
-    const bool last = begin + micro == sequences.count, at_once = stream_.device().kind == DeviceKind::cpu;
+    const bool first = begin == 0, last = begin + micro == sequences.count,
+               at_once = stream_.device().kind == DeviceKind::cpu;
     const DeviceBatch batch = upload(sequences, begin, micro);
     const auto backward_point = [&] {
       at_point("backward");
@@ -122,12 +123,17 @@ void TrainingStep::accumulate(Sequences& sequences, const AtPoint& at_point) {
               if (at_once) backward_point();
               if (last && overlaps_) reduce(block);
             }};
-    (last ? last_micro_batch_ : first_micro_batches_).run(stream_, [&] {
-      model_->forward_backward(stream_, *arena_, batch.tokens, batch.targets, scale, model_options(options_.train),
-                               results().flat(0, 1), hooks);
-      if (last && overlaps_) reduced_.hold(stream_);
-      if (last && !overlaps_) optimizer_->reduce_all(stream_);
-    });
+    LanguageModel::Options options = model_options(options_.train);
+    options.gradients = first ? Accumulate::overwrite : Accumulate::add;
+    (last    ? last_micro_batch_
+     : first ? first_micro_batch_
+             : next_micro_batches_)
+        .run(stream_, [&] {
+          model_->forward_backward(stream_, *arena_, batch.tokens, batch.targets, scale, options, results().flat(0, 1),
+                                   hooks);
+          if (last && overlaps_) reduced_.hold(stream_);
+          if (last && !overlaps_) optimizer_->reduce_all(stream_);
+        });
     if (!at_once) backward_point();
   }
 }
@@ -138,7 +144,6 @@ void TrainingStep::start(Sequences& sequences, double lr, const AtPoint& at_poin
   Slot& slot = this->slot();
   slot.begun.record(stream_);
   fill(stream_, results(), 0.0f);
-  fill(stream_, store_->gradients(), 0.0f);
   accumulate(sequences, at_point);
   at_point("gradient");
   optimizer_->add_gradient_norm_squared(stream_, norm_squared);

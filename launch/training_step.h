@@ -96,7 +96,7 @@ class TrainingStep {
   Buffer results_, tokens_;
   std::array<Slot, 2> slots_;
   std::int64_t started_ = 0, finished_ = 0;
-  RepeatedWork first_micro_batches_, last_micro_batch_;
+  RepeatedWork first_micro_batch_, next_micro_batches_, last_micro_batch_;  // the last may be the first
   Event ready_;                  // of the compute stream, for the communication stream
   Event reduced_;                // and back
   std::vector<Event> gathered_;  // by block, where there are other data ranks

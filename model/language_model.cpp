@@ -18,6 +18,8 @@ LanguageModel::LanguageModel(const ModelConfig& config, const ParameterStore& st
       tensor_(std::make_unique<TensorGroup>(tensor)),
       vocabulary_(config, store, tensor),
       final_norm_(store.parameter("backbone.norm_f.weight")) {
+  const FlatRange small = store.partition().block(small_block(config));
+  small_gradients_ = store.gradients().flat(small.begin, small.size);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     norms_.push_back(store.parameter(fmt::format("backbone.layers.{}.norm.weight", layer)));
     mixers_.emplace_back(config, layer, store, *tensor_);
@@ -78,7 +80,7 @@ void LanguageModel::restore(Stream& stream, const RowPieces& rows, std::int64_t 
 }
 
 void LanguageModel::backward(Stream& stream, Arena& arena, const Tensor& tokens, const Top& top, const Tensor& dtop,
-                             DenseHistory& history, const BlockHooks& hooks) const {
+                             DenseHistory& history, Accumulate gradients, const BlockHooks& hooks) const {
   const Arena::Scope scope(arena);
   const RowPieces rows = tensor_->pieces(tokens.numel());
   const Tensor dresidual = top.residual;  // its values are spent
@@ -106,10 +108,10 @@ void LanguageModel::backward(Stream& stream, Arena& arena, const Tensor& tokens,
     restore(stream, rows, layer, history);
     const Mixer::Cotangents cotangents =
         mixer.backward(stream, arena, rows, dout, projected, mixed, history.chunk_states(layer), history.sources(layer),
-                       history.readers(layer), history.q(layer), dx);
+                       history.readers(layer), history.q(layer), dx, gradients);
     norm_backward(stream, *tensor_, rows, dx, projected.x, history.rstd(layer), norm(layer).value, dresidual,
                   norm_gradient(layer), layer > 0 ? dx : dresidual);
-    mixer.backward_weights(stream, cotangents, projected, mixed);
+    mixer.backward_weights(stream, cotangents, projected, mixed, gradients);
     gradient_done(static_cast<int>(layer) + 1);
     std::swap(dout, dx);
   }
@@ -131,8 +133,10 @@ void LanguageModel::forward_backward(Stream& stream, Arena& arena, const Tensor&
   DenseHistory history(arena, config_, shape_of(tokens), /*training=*/true, options.recompute, mixers_);
   const Top top = forward(stream, arena, tokens, history, hooks);
   const Tensor dtop = arena.allocate(top.x.shape(), compute_, "backward scratch");
-  vocabulary_.loss(stream, arena, top.x, targets, options.loss_chunk, scale, dtop, loss_sum);
-  backward(stream, arena, tokens, top, dtop, history, hooks);
+  // A product may as well write as add; where sums are added up bit by bit, zeros come first.
+  if (options.gradients == Accumulate::overwrite) fill(stream, small_gradients_, 0.0f);
+  vocabulary_.loss(stream, arena, top.x, targets, options.loss_chunk, scale, dtop, loss_sum, options.gradients);
+  backward(stream, arena, tokens, top, dtop, history, options.gradients, hooks);
 }
 
 void LanguageModel::evaluate(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& targets,
@@ -140,7 +144,7 @@ void LanguageModel::evaluate(Stream& stream, Arena& arena, const Tensor& tokens,
   const Arena::Scope scope(arena);
   DenseHistory history(arena, config_, shape_of(tokens), /*training=*/false, Recompute::none, mixers_);
   const Top top = forward(stream, arena, tokens, history, {});
-  vocabulary_.loss(stream, arena, top.x, targets, options.loss_chunk, 0.0f, Tensor(), loss_sum);
+  vocabulary_.loss(stream, arena, top.x, targets, options.loss_chunk, 0.0f, Tensor(), loss_sum, Accumulate::add);
 }
 
 void LanguageModel::logits(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& logits) const {

@@ -23,7 +23,8 @@ class LanguageModel {
 
   struct Options {
     Recompute recompute = Recompute::none;
-    std::int64_t loss_chunk = 1024;  ///< Tokens whose logits exist at once.
+    std::int64_t loss_chunk = kLossChunk;          ///< Tokens whose logits exist at once.
+    Accumulate gradients = Accumulate::overwrite;  ///< What becomes of those that were there.
   };
   /// Told where in a step blocks of parameters (ParameterSpec::block) come into play; either may be empty.
   struct BlockHooks {
@@ -31,7 +32,7 @@ class LanguageModel {
     std::function<void(int block)> gradient_done;  ///< When all gradients of the block are complete.
   };
 
-  /// tokens, targets [B, T] i32. loss_sum[0] += Σ cross-entropy; gradients += scale · d(Σ cross-entropy).
+  /// tokens, targets [B, T] i32. loss_sum[0] += Σ cross-entropy; gradients = (or +=) scale · d(Σ cross-entropy).
   void forward_backward(Stream& stream, Arena& arena, const Tensor& tokens, const Tensor& targets, float scale,
                         const Options& options, const Tensor& loss_sum, const BlockHooks& hooks) const;
 
@@ -63,7 +64,7 @@ class LanguageModel {
   ActivationShape shape_of(const Tensor& tokens) const;
   Top forward(Stream& stream, Arena& arena, const Tensor& tokens, DenseHistory& history, const BlockHooks& hooks) const;
   void backward(Stream& stream, Arena& arena, const Tensor& tokens, const Top& top, const Tensor& dtop,
-                DenseHistory& history, const BlockHooks& hooks) const;
+                DenseHistory& history, Accumulate gradients, const BlockHooks& hooks) const;
   /// Makes again what backward of `layer` reads and the rings no longer hold.
   void restore(Stream& stream, const RowPieces& rows, std::int64_t layer, DenseHistory& history) const;
 
@@ -74,6 +75,7 @@ class LanguageModel {
   std::vector<Parameter> norms_;
   std::vector<Mixer> mixers_;
   Parameter final_norm_;
+  Tensor small_gradients_;  // of all parameters that are no matrices
 };
 
 }  // namespace dm

@@ -19,9 +19,10 @@ inline void linear_backward_input(Stream& stream, const Matrix& dy, const Matrix
   matmul(stream, dy, Transpose::no, weight, Transpose::no, dx, accumulate);
 }
 
-/// dW += dyᵀ·x.
-inline void linear_backward_weight(Stream& stream, const Matrix& dy, const Matrix& x, const Matrix& dweight) {
-  matmul(stream, dy, Transpose::yes, x, Transpose::no, dweight, Accumulate::add);
+/// dW = dyᵀ·x, or dW += dyᵀ·x.
+inline void linear_backward_weight(Stream& stream, const Matrix& dy, const Matrix& x, const Matrix& dweight,
+                                   Accumulate accumulate) {
+  matmul(stream, dy, Transpose::yes, x, Transpose::no, dweight, accumulate);
 }
 
 }  // namespace dm

@@ -88,7 +88,7 @@ void Mixer::output(Stream& stream, const RowPieces& rows, const Mixed& m, const 
 Mixer::Cotangents Mixer::backward(Stream& stream, Arena& arena, const RowPieces& rows, const Tensor& dout,
                                   const Projected& p, const Mixed& m, const Tensor& chunk_states,
                                   std::span<const ScanRecurrence> sources, std::span<const ScanReader> readers,
-                                  const Tensor& q, const Tensor& dx) const {
+                                  const Tensor& q, const Tensor& dx, Accumulate gradients) const {
   const Shape channels = p.u.shape();
   const DType compute = p.u.dtype();
   const auto scratch = [&](Shape shape, DType dtype) { return arena.allocate(shape, dtype, "backward scratch"); };
@@ -177,17 +177,18 @@ Mixer::Cotangents Mixer::backward(Stream& stream, Arena& arena, const RowPieces&
     }
     tensor_->start_sum(stream, rows, dx, i);
   }
-  linear_backward_weight(stream, dxh_z, p.x, in_proj_.gradient);
+  linear_backward_weight(stream, dxh_z, p.x, in_proj_.gradient, gradients);
   return {.out = dout, .dt = ddt, .dbc = ddbc_operand, .gate = dgate, .gate_input = dgate_input};
 }
 
-void Mixer::backward_weights(Stream& stream, const Cotangents& d, const Projected& p, const Mixed& m) const {
-  linear_backward_weight(stream, d.out, m.out, out_proj_.gradient);
-  linear_backward_weight(stream, d.dt, Matrix(p.dbc_operand).columns_of(0, R_), dt_proj_.gradient);
-  linear_backward_weight(stream, d.dbc, p.u, x_proj_.gradient);
+void Mixer::backward_weights(Stream& stream, const Cotangents& d, const Projected& p, const Mixed& m,
+                             Accumulate gradients) const {
+  linear_backward_weight(stream, d.out, m.out, out_proj_.gradient, gradients);
+  linear_backward_weight(stream, d.dt, Matrix(p.dbc_operand).columns_of(0, R_), dt_proj_.gradient, gradients);
+  linear_backward_weight(stream, d.dbc, p.u, x_proj_.gradient, gradients);
   if (!dense_) return;
-  linear_backward_weight(stream, d.gate, m.gate_hidden, gate_fc2_.gradient);
-  linear_backward_weight(stream, d.gate_input, p.x, gate_fc1_.gradient);
+  linear_backward_weight(stream, d.gate, m.gate_hidden, gate_fc2_.gradient, gradients);
+  linear_backward_weight(stream, d.gate_input, p.x, gate_fc1_.gradient, gradients);
 }
 
 }  // namespace dm

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/matmul.h"
 #include "kernels/selective_scan.h"
 #include "model/config.h"
 #include "model/parameter_store.h"
@@ -97,13 +98,15 @@ class Mixer {
 
   /// From dout [B, T, C] (cotangent of `output`'s out, the gather of whose pieces this ends): dx [B, T, C] (overwritten;
   /// starts its pieces' sums), q [B, T, D] (written for dense layers: this layer's part in its sources' backward), and the
-  /// gradients of in_proj, convolution and scan (accumulated). Of `mixed` it reads the gate; mixed.out is made again.
-  /// Overwrites mixed.gate. Scratch comes from `arena`, and what it returns is part of it.
+  /// gradients of in_proj (overwritten or added to, as `gradients` says), convolution and scan (added to). Of `mixed` it
+  /// reads the gate; mixed.out is made again. Overwrites mixed.gate. Scratch comes from `arena`, and what it returns is part
+  /// of it.
   Cotangents backward(Stream& stream, Arena& arena, const RowPieces& rows, const Tensor& dout, const Projected& projected,
                       const Mixed& mixed, const Tensor& chunk_states, std::span<const ScanRecurrence> sources,
-                      std::span<const ScanReader> readers, const Tensor& q, const Tensor& dx) const;
-  /// The gradients of the other parameters (accumulated): work for while the group gathers the next dout.
-  void backward_weights(Stream& stream, const Cotangents& cotangents, const Projected& projected, const Mixed& mixed) const;
+                      std::span<const ScanReader> readers, const Tensor& q, const Tensor& dx, Accumulate gradients) const;
+  /// The gradients of the other matrices (overwritten or added to): work for while the group gathers the next dout.
+  void backward_weights(Stream& stream, const Cotangents& cotangents, const Projected& projected, const Mixed& mixed,
+                        Accumulate gradients) const;
 
  private:
   /// in_proj is one product where there is no sum over the group for one of its halves to hide.

@@ -29,7 +29,7 @@ void VocabularyParallel::logits(Stream& stream, const Tensor& x, const Tensor& l
 }
 
 void VocabularyParallel::loss(Stream& stream, Arena& arena, const Tensor& x, const Tensor& targets, std::int64_t chunk,
-                              float scale, const Tensor& dx, const Tensor& loss_sum) const {
+                              float scale, const Tensor& dx, const Tensor& loss_sum, Accumulate gradient) const {
   const Arena::Scope scope(arena);
   const std::int64_t rows = x.rows(), C = x.size(-1), columns = table_.value.size(0), ranks = tensor_->size();
   chunk = std::min(chunk, rows);
@@ -52,7 +52,7 @@ void VocabularyParallel::loss(Stream& stream, Arena& arena, const Tensor& x, con
     if (!dx) continue;
     linear_backward_input(stream, logits_chunk, table_.value, dx.reshaped({rows, C}).slice(begin, count),
                           Accumulate::overwrite);
-    linear_backward_weight(stream, logits_chunk, x_chunk, table_.gradient);
+    linear_backward_weight(stream, logits_chunk, x_chunk, table_.gradient, begin == 0 ? gradient : Accumulate::add);
   }
 }
 

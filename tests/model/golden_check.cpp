@@ -9,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "kernels/elementwise.h"
 #include "model/decoder.h"
 #include "model/language_model.h"
 #include "parallel/grid.h"
@@ -195,12 +194,12 @@ class Check {
   }
 
   double train(Recompute recompute) {
-    fill(stream_, store_.gradients(), 0.0f);
     Buffer owner;
     const Tensor sum = device_floats(owner, {1});
     const auto rows = static_cast<float>(shape_.numel());
     with_arena([&](Stream& stream, Arena& arena) {
-      model_.forward_backward(stream, arena, tokens(), targets(), 1.0f / rows, {recompute, /*loss_chunk=*/33}, sum, {});
+      model_.forward_backward(stream, arena, tokens(), targets(), 1.0f / rows, {.recompute = recompute, .loss_chunk = 33},
+                              sum, {});
     });
     const float loss_sum = download(sum)[0];
     const float expected = file_.read("loss")[0];

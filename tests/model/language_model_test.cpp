@@ -75,13 +75,12 @@ TEST_P(WholeModel, GradientsOfMicroBatchesAddUp) {
   const Batch batch = some_batch(4);
   rank_.forward_backward(batch);
   const std::vector<float> whole = rank_.gradients();
-  rank_.clear_gradients();
   for (std::size_t half = 0; half < 2; ++half) {
     Batch part{.shape = {2, batch.shape[1]}, .tokens = {}, .targets = {}};
     const auto begin = static_cast<std::ptrdiff_t>(half) * part.shape.numel(), end = begin + part.shape.numel();
     part.tokens.assign(batch.tokens.begin() + begin, batch.tokens.begin() + end);
     part.targets.assign(batch.targets.begin() + begin, batch.targets.begin() + end);
-    rank_.forward_backward(part);
+    rank_.forward_backward(part, {.gradients = half == 0 ? Accumulate::overwrite : Accumulate::add});
   }
   std::vector<float> sum = rank_.gradients();
   for (float& g : sum) g *= 0.5f;  // means of halves
@@ -93,7 +92,6 @@ TEST_P(WholeModel, RecomputeGivesTheSameBits) {
   const double kept = rank_.forward_backward(batch, {.recompute = Recompute::none});
   const std::vector<float> gradients = rank_.gradients();
   for (const Recompute recompute : {Recompute::selective, Recompute::block}) {
-    rank_.clear_gradients();
     EXPECT_EQ(rank_.forward_backward(batch, {.recompute = recompute}), kept);
     EXPECT_TRUE(same_bits(rank_.gradients(), gradients));
   }
@@ -114,7 +112,6 @@ TEST_P(WholeModel, TheLossDoesNotDependOnItsChunks) {
   const double loss = rank_.forward_backward(batch);
   const std::vector<float> gradients = rank_.gradients();
   for (const std::int64_t chunk : {std::int64_t{1}, std::int64_t{7}, std::int64_t{1} << 40}) {
-    rank_.clear_gradients();
     EXPECT_NEAR(rank_.forward_backward(batch, {.loss_chunk = chunk}), loss, 1e-6 * loss) << chunk;
     EXPECT_LT(relative_error(rank_.gradients(), gradients), 1e-5) << chunk;
     EXPECT_NEAR(rank_.evaluate(batch, {.loss_chunk = chunk}), loss, 1e-6 * loss) << chunk;
@@ -165,7 +162,6 @@ TEST_P(WholeModel, BlocksAreUsedAndDoneInOrderAndOnce) {
     std::vector<int> used, done;
     std::vector<std::vector<float>> complete;
     float loss = 0;
-    rank_.clear_gradients();
     rank_.with_arena([&](Stream& stream, Arena& arena) {
       done.clear();
       complete.clear();

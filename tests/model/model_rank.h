@@ -85,7 +85,7 @@ class ModelRank {
     EXPECT_TRUE(std::all_of(guard.begin(), guard.end(), [](std::uint8_t byte) { return byte == kNan; }));
   }
 
-  /// Adds to the gradients; returns the mean loss. Of this tensor group alone.
+  /// Replaces the gradients unless `options` say otherwise; returns the mean loss. Of this tensor group alone.
   double forward_backward(const Batch& batch, const Options& options = {}) {
     const Uploaded at(*this, batch);
     const auto rows = static_cast<float>(batch.shape.numel());
@@ -114,8 +114,6 @@ class ModelRank {
     return copy(out);
   }
 
-  void clear_gradients() { fill(stream_, store_.gradients(), 0.0f); }
-
   struct Result {
     double loss = 0;
     double gradient_norm = 0;
@@ -136,11 +134,12 @@ class ModelRank {
     const Tensor norm_squared = results().flat(1, 1);
     const auto rows = static_cast<double>(batch.shape.numel());
     fill(stream_, results(), 0.0f);
-    clear_gradients();
     for (std::int64_t begin = first; begin < first + share; begin += micro) {
       const bool last = begin + micro == first + share;
+      Options now = options;
+      now.gradients = begin == first ? Accumulate::overwrite : Accumulate::add;
       model_.forward_backward(stream_, arena, at.tokens.slice(begin, micro), at.targets.slice(begin, micro),
-                              static_cast<float>(1 / rows), options, loss_sum(),
+                              static_cast<float>(1 / rows), now, loss_sum(),
                               {.before_use = {}, .gradient_done = [&](int block) {
                                  if (last) optimizer_.reduce_block(stream_, block);
                                }});
