@@ -29,15 +29,21 @@ void causal_conv_silu_forward(Stream& stream, const Matrix& x, const Tensor& wei
   dispatch(stream, "causal_conv_silu_forward", DM_TWINS(causal_conv_silu_forward), x, weight, bias, history, out);
 }
 
-void causal_conv_silu_backward(Stream& stream, const Tensor& dout, const Matrix& x, const Tensor& weight, const Tensor& bias,
-                               const Matrix& dx, const Tensor& dweight, const Tensor& dbias) {
+void causal_conv_silu_backward(Stream& stream, const Tensor& dout, const OutputProjection& projection, const Matrix& x,
+                               const Tensor& weight, const Tensor& bias, const Matrix& dx, const Tensor& dweight,
+                               const Tensor& dbias) {
   const ArgumentCheck check(stream, "causal_conv_silu_backward");
   check_operands(check, "dout", dout, x, weight, bias);
+  if (projection.dy) {
+    const std::int64_t K = projection.dy.size(-1);
+    check.rows("the projection's dy", projection.dy, dout.rows(), K, dout.dtype());
+    check.tensor("the projection's weight", projection.weight, Shape{K, dout.size(2)}, dout.dtype());
+  }
   check.matrix("dx", dx, dout.rows(), dout.size(2), dout.dtype());
   check.tensor("dweight", dweight, weight.shape(), DType::f32);
   check.tensor("dbias", dbias, bias.shape(), DType::f32);
-  dispatch(stream, "causal_conv_silu_backward", DM_TWINS(causal_conv_silu_backward), dout, x, weight, bias, dx, dweight,
-           dbias);
+  dispatch(stream, "causal_conv_silu_backward", DM_TWINS(causal_conv_silu_backward), dout, projection, x, weight, bias, dx,
+           dweight, dbias);
 }
 
 }  // namespace dm

@@ -1,6 +1,7 @@
 // `densemamba bench-kernels`: every op of a training step at its own shapes, as a share of the device's measured ceilings.
 #include <algorithm>
 #include <iostream>
+#include <optional>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -75,7 +76,7 @@ class StepBench {
   bool wanted(std::string_view name) const;
   void row(const std::string& name, const KernelWork& work, const KernelBench::Prepare& prepare);
   void product(const std::string& name, std::int64_t rows, std::int64_t inputs, std::int64_t outputs, DType y, DType dx,
-               Accumulate dx_is);
+               std::optional<Accumulate> dx_is);
   void products();
   void norms();
   void conversion();
@@ -163,10 +164,10 @@ void StepBench::row(const std::string& name, const KernelWork& work, const Kerne
             << std::endl;
 }
 
-/// y = x·Wᵀ with W [outputs, inputs], and its two gradients; the weight's is f32 and written, as by a step's first
-/// micro-batch.
+/// y = x·Wᵀ with W [outputs, inputs], and its two gradients, or without `dx_is` the weight's alone. That one is f32 and
+/// written, as by a step's first micro-batch.
 void StepBench::product(const std::string& name, std::int64_t rows, std::int64_t inputs, std::int64_t outputs, DType y,
-                        DType dx, Accumulate dx_is) {
+                        DType dx, std::optional<Accumulate> dx_is) {
   const double flops = 2.0 * static_cast<double>(rows) * static_cast<double>(inputs) * static_cast<double>(outputs);
   const double x_bytes = activations(rows * inputs), w_bytes = activations(outputs * inputs),
                dy_bytes = activations(rows * outputs);
@@ -176,12 +177,14 @@ void StepBench::product(const std::string& name, std::int64_t rows, std::int64_t
                      to = in.random({rows, outputs}, y);
         return [=](Stream& stream) { linear_forward(stream, x, w, to); };
       });
-  const double dx_bytes = bytes(rows * inputs, dx) * (dx_is == Accumulate::add ? 2 : 1);
-  row(name + " backward input", {.bytes = dy_bytes + w_bytes + dx_bytes, .flops = flops}, [&](KernelInputs& in) -> Call {
-    const Tensor dy = in.random({rows, outputs}, compute_), w = in.random({outputs, inputs}, compute_),
-                 to = in.random({rows, inputs}, dx);
-    return [=](Stream& stream) { linear_backward_input(stream, dy, w, to, dx_is); };
-  });
+  if (dx_is) {
+    const double dx_bytes = bytes(rows * inputs, dx) * (*dx_is == Accumulate::add ? 2 : 1);
+    row(name + " backward input", {.bytes = dy_bytes + w_bytes + dx_bytes, .flops = flops}, [&](KernelInputs& in) -> Call {
+      const Tensor dy = in.random({rows, outputs}, compute_), w = in.random({outputs, inputs}, compute_),
+                   to = in.random({rows, inputs}, dx);
+      return [=, is = *dx_is](Stream& stream) { linear_backward_input(stream, dy, w, to, is); };
+    });
+  }
   row(name + " backward weight", {.bytes = dy_bytes + x_bytes + floats(outputs * inputs), .flops = flops},
       [&](KernelInputs& in) -> Call {
         const Tensor dy = in.random({rows, outputs}, compute_), x = in.random({rows, inputs}, compute_);
@@ -194,7 +197,7 @@ void StepBench::products() {
   const std::int64_t G = options_.model.gate_rank, chunk = std::min(options_.loss_chunk, tokens_);
   product("in_proj half", tokens_, C_, D_, compute_, compute_, Accumulate::add);
   product("in_proj whole", tokens_, C_, 2 * D_, compute_, compute_, Accumulate::overwrite);
-  product("x_proj", tokens_, D_, small_, DType::f32, compute_, Accumulate::add);
+  product("x_proj", tokens_, D_, small_, DType::f32, compute_, std::nullopt);  // the convolution's backward has the rest
   product("dt_proj", tokens_, R_, D_, compute_, DType::f32, Accumulate::overwrite);
   product("out_proj", tokens_, D_, C_, compute_, compute_, Accumulate::overwrite);
   if (options_.model.dense_depth > 0) {
@@ -239,11 +242,19 @@ void StepBench::convolution() {
     const Tensor out = in.random(shape, compute_);
     return [=](Stream& stream) { causal_conv_silu_forward(stream, x, weight, bias, {}, out); };
   });
-  row("conv backward", {.bytes = 3 * activations(shape.numel())}, [&](KernelInputs& in) -> Call {
-    const Tensor dout = in.random(shape, compute_), x = in.random(shape, compute_), dx = in.random(shape, compute_);
+  // x and its cotangent are the left half of in_proj's output and its cotangent; x_proj reads the convolution's output.
+  const KernelWork with_projection{.bytes = 3 * activations(shape.numel()) + activations(small_ * (tokens_ + D_)),
+                                   .flops = 2.0 * static_cast<double>(tokens_ * small_ * D_)};
+  row("conv backward", with_projection, [&](KernelInputs& in) -> Call {
+    const Shape wide{B_, T_, 2 * D_};
+    const Tensor dout = in.random(shape, compute_), x = in.random(wide, compute_), dx = in.random(wide, compute_);
     const Tensor weight = in.random({D_, W}, DType::f32), bias = in.random({D_}, DType::f32);
     const Tensor dweight = in.filled({D_, W}, 0), dbias = in.filled({D_}, 0);
-    return [=](Stream& stream) { causal_conv_silu_backward(stream, dout, x, weight, bias, dx, dweight, dbias); };
+    const OutputProjection projection{in.random({B_, T_, small_}, compute_), in.random({small_, D_}, compute_)};
+    return [=, D = D_](Stream& stream) {
+      causal_conv_silu_backward(stream, dout, projection, Matrix(x).columns_of(0, D), weight, bias,
+                                Matrix(dx).columns_of(0, D), dweight, dbias);
+    };
   });
 }
 

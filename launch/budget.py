@@ -33,9 +33,10 @@ def calls_of(step):
     def add(op, count):
         calls[op] = calls.get(op, 0) + count * micros
 
-    def product(name, count, repeated=False):
+    def product(name, count, repeated=False, input_too=True):
         add(f"{name} forward", count * (2 if repeated else 1))
-        add(f"{name} backward input", count)
+        if input_too:
+            add(f"{name} backward input", count)
         add(f"{name} backward weight", count)
 
     add("embedding forward", 1)
@@ -45,7 +46,7 @@ def calls_of(step):
     product("in_proj whole", layers, "in" in again)
     add("conv forward", layers * (2 if "dt" in again else 1))
     add("conv backward", layers)
-    product("x_proj", layers)
+    product("x_proj", layers, input_too=False)  # conv backward does the rest
     product("dt_proj", layers, "dt" in again)
     if step["dtype"] != "float32":
         add("convert", layers * (3 if "dt" in again else 2))

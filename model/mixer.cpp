@@ -152,9 +152,8 @@ Mixer::Cotangents Mixer::backward(Stream& stream, Arena& arena, const RowPieces&
 
   // dbc = u · x_projᵀ, u = silu(conv(xh)), and xh
   const Tensor ddbc_operand = operand(ddbc);
-  linear_backward_input(stream, ddbc_operand, x_proj_.value, du, Accumulate::add);
-  causal_conv_silu_backward(stream, du, p.xh(), conv_weight_.value, conv_bias_.value, dxh, conv_weight_.gradient,
-                            conv_bias_.gradient);
+  causal_conv_silu_backward(stream, du, {ddbc_operand, x_proj_.value}, p.xh(), conv_weight_.value, conv_bias_.value, dxh,
+                            conv_weight_.gradient, conv_bias_.gradient);
   // The gate's fc1 is whole on every rank and so is its cotangent: a rank adds what comes through its share of the
   // bottleneck.
   Tensor dgate_input;

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "kernels/cpu/vector_math.h"
+#include "kernels/matmul.h"
 
 namespace dm::cpu {
 namespace {
@@ -248,8 +249,12 @@ void causal_conv_silu_forward(Stream&, const Matrix& x, const Tensor& weight, co
   with_taps(weight.size(1), [&](auto taps) { forward<taps()>(x, weight, bias, history, out); });
 }
 
-void causal_conv_silu_backward(Stream&, const Tensor& dout, const Matrix& x, const Tensor& weight, const Tensor& bias,
-                               const Matrix& dx, const Tensor& dweight, const Tensor& dbias) {
+void causal_conv_silu_backward(Stream& stream, const Tensor& dout, const OutputProjection& projection, const Matrix& x,
+                               const Tensor& weight, const Tensor& bias, const Matrix& dx, const Tensor& dweight,
+                               const Tensor& dbias) {
+  if (projection.dy) {
+    cpu::matmul(stream, projection.dy, Transpose::no, projection.weight, Transpose::no, dout, Accumulate::add);
+  }
   with_taps(weight.size(1), [&](auto taps) { backward<taps()>(dout, x, weight, bias, dx, dweight, dbias); });
 }
 

@@ -6,72 +6,29 @@
 // W, odd widths and calls with history take the general ones, one channel a thread. Forward's tiles are short, many waves of
 // blocks; backward's are as long as one wave allows, for every tile walks three tokens more and leaves partial sums.
 //
+// Where a linear layer reads the output, its part of backward's cotangent is multiplied on the way (ProductWalk): 6 bytes a
+// channel and token where product and convolution apart move 10.
+//
 // dweight and dbias: each (batch, tile) leaves a partial row [D·W | D] in the stream's workspace; a second kernel adds them
 // in order.
 #include "kernels/causal_conv.h"
 
 #include <algorithm>
 
+#include "kernels/cuda/causal_conv_product.cuh"
 #include "kernels/cuda/reduction.cuh"
+#include "kernels/matmul.h"
 
 namespace dm::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kTaps = 4;      // of the fast kernels
-constexpr int kChannels = 4;  // a thread of the fast kernels
+using namespace conv;
+
 constexpr int kMaxTaps = 8;
+constexpr int kProjectedResident = 3;          // blocks of backward_projected a multiprocessor
+constexpr int kProjectedTile = kSegments * 8;  // what its tiles are multiples of: whole batches of four tokens
 constexpr int kForwardTile = 32;
 constexpr int kForwardResident = 6, kBackwardResident = 4;  // blocks a multiprocessor
-/// Tokens of one tensor in flight beside those at work: 32 bytes a thread.
-template <class T>
-constexpr int kBatch = 8 / static_cast<int>(sizeof(T));
-
-/// The inputs of tokens [begin, begin + kBatch); those from `end` on are zero.
-template <class T>
-__device__ inline void load_batch(const T* x, int begin, int end, int stride, Packed<T, kChannels> (&batch)[kBatch<T>]) {
-#pragma unroll
-  for (int b = 0; b < kBatch<T>; ++b) {
-    batch[b] = begin + b < end ? load_packed<kChannels>(x + std::int64_t{begin + b} * stride) : Packed<T, kChannels>{};
-  }
-}
-/// Makes room for the newest: row w takes what row w + 1 held.
-__device__ inline void shift(float (&rows)[kTaps][kChannels]) {
-#pragma unroll
-  for (int w = 0; w + 1 < kTaps; ++w) {
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) rows[w][c] = rows[w + 1][c];
-  }
-}
-/// Loads x_{begin − 3} … x_{begin − 1} into rows 1 … 3, from where the first shift moves them down; zero before the
-/// sequence.
-template <class T>
-__device__ inline void load_before(const T* x, int begin, int stride, float (&window)[kTaps][kChannels]) {
-#pragma unroll
-  for (int w = 1; w < kTaps; ++w) {
-    const int t = begin - kTaps + w;
-    if (t >= 0) unpack(load_packed<kChannels>(x + std::int64_t{t} * stride), window[w]);
-  }
-}
-
-/// A thread's weights and bias: four channels of [D, 4].
-struct Taps {
-  float weight[kChannels][kTaps];
-  float bias[kChannels];
-
-  __device__ Taps(const float* weights, const float* biases, int channel) {
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) unpack(load_packed<kChannels>(weights + (channel + c) * kTaps), weight[c]);
-    unpack(load_packed<kChannels>(biases + channel), bias);
-  }
-
-  __device__ float operator()(const float (&window)[kTaps][kChannels], int c) const {
-    float p = bias[c];
-#pragma unroll
-    for (int w = 0; w < kTaps; ++w) p += weight[c][w] * window[w][c];
-    return p;
-  }
-};
 
 /// Grid: channels / 4 / threads, tiles, batch.
 template <class T>
@@ -161,6 +118,101 @@ __global__ void __launch_bounds__(kThreads, kBackwardResident)
       if (s >= begin && s < end) store_packed(dx + std::int64_t{s} * dx_stride, dxs);
     }
   }
+  float* partial = partials + (std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * D * (kTaps + 1);
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) store_packed(partial + (channel + c) * kTaps, dweight[c]);
+  store_packed(partial + D * kTaps + channel, dbias);
+}
+
+/// As `backward`, with the product added to dout on the way. A warp has 32 channels; each of its four lanes of four channels
+/// walks another quarter of the tile.
+__global__ void __launch_bounds__(kThreads, kProjectedResident)
+    backward_projected(const bf16* __restrict__ dout, Product product, const bf16* __restrict__ x,
+                       const float* __restrict__ weight, const float* __restrict__ bias, bf16* __restrict__ dx,
+                       float* __restrict__ partials, int tokens, int D, int stride, int dx_stride, int segment) {
+  extern __shared__ __align__(16) char shared[];
+  constexpr int kBatch = conv::kBatch<bf16>;
+  const int channel = (blockIdx.x * kThreads + threadIdx.x) / 4 * kChannels;
+  const bool active = channel < D;
+  const int first = (blockIdx.y * kSegments + threadIdx.x % kSegments) * segment;
+  const std::int64_t row = std::int64_t{blockIdx.z} * tokens;
+  int left = tokens - first;  // of the sequence, from the batch at hand on
+  ProductWalk walk(product, shared, row + first, left);
+  x += (row + first) * stride + channel;
+  dout += (row + first) * D + channel;
+  dx += (row + first - (kTaps - 1)) * dx_stride + channel;
+  float window[kTaps][kChannels] = {};  // x_{t − 3 + w}
+  float ahead[kTaps][kChannels] = {};   // p̄_{t − 3 + w}
+  if (active && left > 0) load_before(x - std::int64_t{first} * stride, first, stride, window);
+  Packed<bf16, kChannels> next_x[kBatch], next_dout[kBatch];
+  const auto load = [&](int there) {
+    if (active && there >= kBatch) {
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        next_x[b] = load_packed<kChannels>(x + std::int64_t{b} * stride);
+        next_dout[b] = load_packed<kChannels>(dout + std::int64_t{b} * D);
+      }
+    } else {
+      load_batch(x, 0, active ? there : 0, stride, next_x);
+      load_batch(dout, 0, active ? there : 0, D, next_dout);
+    }
+    x += std::int64_t{kBatch} * stride;
+    dout += std::int64_t{kBatch} * D;
+  };
+  load(left);
+  walk.take_columns(product.columns + channel, D, active);
+  const Taps taps(weight, bias, active ? channel : 0);
+  float dweight[kChannels][kTaps] = {}, dbias[kChannels] = {};
+  // p̄ past the segment's end counts for dx alone; past the sequence's end it is zero.
+  const auto take = [&](int skipped, auto past_end) {
+    Packed<bf16, kChannels> inputs[kBatch];
+    float cotangents[kBatch][kChannels];
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      inputs[b] = next_x[b];
+      unpack(next_dout[b], cotangents[b]);
+    }
+    if (!past_end) load(left - kBatch);
+    walk.add_next(cotangents, left);
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      if (past_end && b == kTaps - 1) break;
+      shift(window);
+      shift(ahead);
+      unpack(inputs[b], window[kTaps - 1]);
+      float dxs[kChannels] = {};  // dx_s = Σ_w weight[w] p̄_{s + 3 − w} with s = t − 3
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) {
+        const float dp = cotangents[b][c] * silu_derivative(taps(window, c));
+        ahead[kTaps - 1][c] = dp;
+        if (!past_end) {
+          dbias[c] += dp;
+#pragma unroll
+          for (int w = 0; w < kTaps; ++w) dweight[c][w] += dp * window[w][c];
+        }
+#pragma unroll
+        for (int w = 0; w < kTaps; ++w) dxs[c] += taps.weight[c][w] * ahead[kTaps - 1 - w][c];
+      }
+      if (active && b >= skipped && b < left + kTaps - 1) store_packed(dx + std::int64_t{b} * dx_stride, dxs);
+    }
+    dx += std::int64_t{kBatch} * dx_stride;
+    left -= kBatch;
+  };
+#pragma unroll 1
+  for (int done = 0; done < segment; done += kBatch) take(done == 0 ? kTaps - 1 : 0, std::false_type());
+  take(0, std::true_type());
+  // The sums of the four segments' lanes
+  const auto add_lanes = [](float& sum) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+  };
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) {
+    add_lanes(dbias[c]);
+#pragma unroll
+    for (int w = 0; w < kTaps; ++w) add_lanes(dweight[c][w]);
+  }
+  if (threadIdx.x % 4 > 0 || !active) return;
   float* partial = partials + (std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * D * (kTaps + 1);
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) store_packed(partial + (channel + c) * kTaps, dweight[c]);
@@ -260,6 +312,21 @@ int backward_tile(int tokens, int columns, int B, std::int64_t resident) {
   return best;
 }
 
+/// True when backward_projected may read the projection: steps of 16, aligned rows, and few enough for two blocks a
+/// multiprocessor.
+bool is_fast(const OutputProjection& projection) {
+  constexpr std::int64_t kMost = 256;
+  const std::int64_t K = projection.dy.size(-1);
+  return projection.dy.dtype() == DType::bf16 && K % 16 == 0 && K <= kMost && aligned<16>(pointer<bf16>(projection.dy)) &&
+         aligned<8>(pointer<bf16>(projection.weight));
+}
+
+/// Blocks of backward_projected a multiprocessor, by registers and by shared memory (1 KB a block is the system's).
+int projected_resident(int steps) {
+  constexpr std::size_t kShared = std::size_t{227} << 10, kSystem = 1024;
+  return std::min(kProjectedResident, static_cast<int>(kShared / (ProductWalk::bytes(steps) + kSystem)));
+}
+
 }  // namespace
 
 void causal_conv_silu_forward(Stream& stream, const Matrix& x, const Tensor& weight, const Tensor& bias,
@@ -283,33 +350,54 @@ void causal_conv_silu_forward(Stream& stream, const Matrix& x, const Tensor& wei
   });
 }
 
-void causal_conv_silu_backward(Stream& stream, const Tensor& dout, const Matrix& x, const Tensor& weight, const Tensor& bias,
-                               const Matrix& dx, const Tensor& dweight, const Tensor& dbias) {
+void causal_conv_silu_backward(Stream& stream, const Tensor& dout, const OutputProjection& projection, const Matrix& x,
+                               const Tensor& weight, const Tensor& bias, const Matrix& dx, const Tensor& dweight,
+                               const Tensor& dbias) {
   const NativeStream& native = cuda::native(stream);
   const int B = static_cast<int>(dout.size(0)), tokens = static_cast<int>(dout.size(1)), D = static_cast<int>(dout.size(2));
   const int W = static_cast<int>(weight.size(-1)), stride = static_cast<int>(x.row_stride),
             dx_stride = static_cast<int>(dx.row_stride);
   if (dout.numel() == 0) return;
+  const bool fast =
+      dout.dtype() == DType::bf16 ? is_fast<bf16>(weight, bias, dout, x, dx) : is_fast<float>(weight, bias, dout, x, dx);
+  const bool fused = projection.dy && fast && is_fast(projection);
+  if (projection.dy && !fused) {
+    cuda::matmul(stream, projection.dy, Transpose::no, projection.weight, Transpose::no, dout, Accumulate::add);
+  }
+  const int steps = fused ? static_cast<int>(projection.dy.size(-1) / 16) : 0;
+  const int columns = ceil_div(D, fused ? kThreads : kThreads * kChannels), unit = fused ? kProjectedTile : 1;
+  const int resident = native.multiprocessors * (fused ? projected_resident(steps) : kBackwardResident);
   const auto part_bytes = static_cast<std::int64_t>(sizeof(float)) * D * (W + 1);
   const auto most_tiles = static_cast<int>(static_cast<std::int64_t>(native.workspace_bytes) / (part_bytes * B));
   require(most_tiles > 0, "causal_conv_silu_backward: batch × width is too large");
-  const int wanted =
-      backward_tile(tokens, ceil_div(D / kChannels, kThreads), B, std::int64_t{native.multiprocessors} * kBackwardResident);
-  const int tile = std::max(wanted, ceil_div(tokens, most_tiles)), tiles = ceil_div(tokens, tile);
+  const int wanted = std::max(backward_tile(tokens, columns, B, resident), ceil_div(tokens, most_tiles));
+  const int tile = ceil_div(wanted, unit) * unit, tiles = ceil_div(tokens, tile);
   auto* partials = static_cast<float*>(native.workspace);
-  with_compute_type(dout.dtype(), [&](auto element) {
-    using T = decltype(element);
-    if (is_fast<T>(weight, bias, dout, x, dx)) {
-      backward<T><<<dim3(ceil_div(D / kChannels, kThreads), tiles, B), kThreads, 0, native.stream>>>(
-          pointer<const T>(dout), pointer<const T>(x), weight.as<float>(), bias.as<float>(), pointer<T>(dx), partials,
-          tokens, D, stride, dx_stride, tile);
-    } else {
-      backward_general<T><<<dim3(ceil_div(D, kThreads), tiles, B), kThreads, 0, native.stream>>>(
-          pointer<const T>(dout), pointer<const T>(x), weight.as<float>(), bias.as<float>(), pointer<T>(dx), partials,
-          tokens, D, stride, dx_stride, W, tile);
-    }
+  if (fused) {
+    const Product product{pointer<const bf16>(projection.dy), pointer<const bf16>(projection.weight), steps};
+    const std::size_t shared = ProductWalk::bytes(steps);
+    CUDA_CHECK(
+        cudaFuncSetAttribute(backward_projected, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+    backward_projected<<<dim3(columns, tiles, B), kThreads, shared, native.stream>>>(
+        pointer<const bf16>(dout), product, pointer<const bf16>(x), weight.as<float>(), bias.as<float>(), pointer<bf16>(dx),
+        partials, tokens, D, stride, dx_stride, tile / kSegments);
     CUDA_CHECK(cudaGetLastError());
-  });
+  } else {
+    with_compute_type(dout.dtype(), [&](auto element) {
+      using T = decltype(element);
+      const auto kernel = [&](auto run, int width, auto... last) {
+        run<<<dim3(width, tiles, B), kThreads, 0, native.stream>>>(pointer<const T>(dout), pointer<const T>(x),
+                                                                   weight.as<float>(), bias.as<float>(), pointer<T>(dx),
+                                                                   partials, tokens, D, stride, dx_stride, last...);
+        CUDA_CHECK(cudaGetLastError());
+      };
+      if (fast) {
+        kernel(backward<T>, columns, tile);
+      } else {
+        kernel(backward_general<T>, ceil_div(D, kThreads), W, tile);
+      }
+    });
+  }
   add_rows(native, partials, tiles * B, D * (W + 1), dweight.as<float>(), D * W, dbias.as<float>());
 }
 

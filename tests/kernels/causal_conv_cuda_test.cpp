@@ -1,6 +1,8 @@
 // The causal convolution on the GPU against the CPU: fast and general kernels, tiles of time and their edges, history.
 #include "kernels/causal_conv.h"
 
+#include <cmath>
+
 #include <fmt/format.h>
 
 #include "tests/kernels/cuda_oracle.h"
@@ -67,10 +69,41 @@ TEST_F(CausalConvCuda, Backward) {
       Twin &dweight = random("dweight", {at.D, at.W}), &dbias = random("dbias", {at.D});
       compare(
           [&](Stream& stream, Side on) {
-            causal_conv_silu_backward(stream, on(dout), on(x), on(weight), on(bias), on(dx), on(dweight), on(dbias));
+            causal_conv_silu_backward(stream, on(dout), {}, on(x), on(weight), on(bias), on(dx), on(dweight), on(dbias));
           },
           {dx, dweight, dbias}, name_of(at, dtype));
       clear();
+    }
+  }
+}
+
+TEST_F(CausalConvCuda, BackwardOfAProjectedOutput) {
+  // Segments, tiles and sequences that end anywhere; K that the fused kernel takes, and others
+  constexpr std::int64_t kAny[][4] = {{1, 1, 4, 16},     {2, 3, 24, 48},     {3, 65, 40, 80},   {2, 131, 132, 96},
+                                      {1, 700, 36, 160}, {1, 2048, 516, 96}, {2, 300, 8, 20},   {1, 70, 24, 400},
+                                      {1, 50, 37, 48},   {1, 513, 1536, 80}, {9, 258, 128, 64}, {1, 129, 2048, 96}};
+  for (const DType dtype : oracle::kComputeTypes) {
+    for (const auto& [B, T, D, K] : kAny) {
+      for (const std::int64_t offset : {0, 4}) {
+        set_offset(offset);
+        const Shape shape{B, T, D};
+        const float deviation = K > 0 ? 1 / std::sqrt(static_cast<float>(K)) : 1;
+        Twin &dout = random("dout", shape, dtype), &x = random("x", {B, T, 2 * D}, dtype);
+        Twin &dy = random("dy", {B, T, K}, dtype), &projection = random("projection", {K, D}, dtype, deviation);
+        Twin &weight = random("weight", {D, 4}), &bias = random("bias", {D}), &dx = overwritten({B, T, 2 * D}, dtype);
+        Twin &dweight = random("dweight", {D, 4}), &dbias = random("dbias", {D});
+        const auto right = [D = D](const Tensor& whole) { return Matrix(whole).columns_of(D, D); };
+        constexpr double kUndefined = 10;
+        const double sums = dtype == DType::bf16 ? 5e-3 : oracle::kFloat32Bound;  // where the product is rounded first
+        compare(
+            [&](Stream& stream, Side on) {
+              causal_conv_silu_backward(stream, on(dout), {on(dy), on(projection)}, right(on(x)), on(weight), on(bias),
+                                        right(on(dx)), on(dweight), on(dbias));
+            },
+            {dx, {dweight, sums}, {dbias, sums}, {dout, kUndefined}},
+            fmt::format("B {} T {} D {} K {}, offset {}, {}", B, T, D, K, offset, name_of(dtype)));
+        clear();
+      }
     }
   }
 }
@@ -86,7 +119,7 @@ TEST_F(CausalConvCuda, ColumnsOfSomethingWider) {
       compare(
           [&](Stream& stream, Side on) {
             causal_conv_silu_forward(stream, right(on(x)), on(weight), on(bias), Tensor(), on(out));
-            causal_conv_silu_backward(stream, on(dout), right(on(x)), on(weight), on(bias), right(on(dx)), on(dweight),
+            causal_conv_silu_backward(stream, on(dout), {}, right(on(x)), on(weight), on(bias), right(on(dx)), on(dweight),
                                       on(dbias));
           },
           {out, dx, dweight, dbias}, fmt::format("D {} W {}, {}", D, W, name_of(dtype)));

@@ -112,12 +112,36 @@ TEST_F(CausalConv, BackwardIsTheGradient) {
 
     Overwritten dx(e.sequence());
     Guarded<float> dweight(e.filter(), 2.0f), dbias({e.channels}, 3.0f);
-    causal_conv_silu_backward(stream, dout.tensor(), x.tensor(), weight.tensor(), bias.tensor(), dx.tensor(),
+    causal_conv_silu_backward(stream, dout.tensor(), {}, x.tensor(), weight.tensor(), bias.tensor(), dx.tensor(),
                               dweight.tensor(), dbias.tensor());
     EXPECT_CLOSE(dx, expected_dx, 2e-6) << e.channels << " channels, " << e.taps << " taps";
     EXPECT_CLOSE(dweight, expected_dweight, 2e-6);
     EXPECT_CLOSE(dbias, expected_dbias, 2e-6);
   }
+}
+
+TEST_F(CausalConv, BackwardTakesACotangentThatIsStillAProduct) {
+  const Extents e{2, 11, 37, 4};
+  constexpr std::int64_t kOutputs = 9;
+  Random dout("dout", e.sequence()), x("x", e.sequence()), weight("weight", e.filter()), bias("bias", {e.channels});
+  Random dy("dy", {e.batch, e.tokens, kOutputs}), projection("projection", {kOutputs, e.channels});
+  Overwritten whole(e.sequence()), dx(e.sequence()), expected_dx(e.sequence());
+  for (std::int64_t i = 0; i < e.sequence().numel(); ++i) {
+    double sum = dout[i];
+    for (std::int64_t k = 0; k < kOutputs; ++k) {
+      sum += static_cast<double>(dy[i / e.channels * kOutputs + k]) * projection[k * e.channels + i % e.channels];
+    }
+    whole[i] = static_cast<float>(sum);
+  }
+  Guarded<float> dweight(e.filter(), 2.0f), dbias({e.channels}, 3.0f);
+  Guarded<float> expected_dweight(e.filter(), 2.0f), expected_dbias({e.channels}, 3.0f);
+  causal_conv_silu_backward(stream, whole.tensor(), {}, x.tensor(), weight.tensor(), bias.tensor(), expected_dx.tensor(),
+                            expected_dweight.tensor(), expected_dbias.tensor());
+  causal_conv_silu_backward(stream, dout.tensor(), {dy.tensor(), projection.tensor()}, x.tensor(), weight.tensor(),
+                            bias.tensor(), dx.tensor(), dweight.tensor(), dbias.tensor());
+  EXPECT_CLOSE(dx, expected_dx.as_double(), 1e-6);
+  EXPECT_CLOSE(dweight, expected_dweight.as_double(), 1e-6);
+  EXPECT_CLOSE(dbias, expected_dbias.as_double(), 1e-6);
 }
 
 TEST_F(CausalConv, AChannelDoesNotDependOnWhichOthersAreThere) {
@@ -136,9 +160,9 @@ TEST_F(CausalConv, AChannelDoesNotDependOnWhichOthersAreThere) {
   Guarded<float> dweight(all.filter(), 0.5f), dbias({all.channels}, 0.5f);
   Guarded<float> dweight_few(few.filter(), 0.5f), dbias_few({few.channels}, 0.5f);
   for (int pass = 0; pass < 2; ++pass) {  // gradients accumulate
-    causal_conv_silu_backward(stream, dout.tensor(), x.tensor(), weight.tensor(), bias.tensor(), dx.tensor(),
+    causal_conv_silu_backward(stream, dout.tensor(), {}, x.tensor(), weight.tensor(), bias.tensor(), dx.tensor(),
                               dweight.tensor(), dbias.tensor());
-    causal_conv_silu_backward(stream, dout_few.tensor(), x_few.tensor(), weight.tensor().slice(kFirst, few.channels),
+    causal_conv_silu_backward(stream, dout_few.tensor(), {}, x_few.tensor(), weight.tensor().slice(kFirst, few.channels),
                               bias.tensor().slice(kFirst, few.channels), dx_few.tensor(), dweight_few.tensor(),
                               dbias_few.tensor());
   }
@@ -161,9 +185,9 @@ TEST_F(CausalConv, InputAndItsCotangentMayBeColumnsOfSomethingWider) {
   EXPECT_TRUE(oracle::same_bits(out.values(), wide_out.values()));
   EXPECT_TRUE(oracle::same_bits(history.values(), wide_history.values()));
   Guarded<float> dweight(e.filter(), 0.0f), dbias({D}, 0.0f);
-  causal_conv_silu_backward(stream, dout.tensor(), x.tensor(), weight.tensor(), bias.tensor(), dx.tensor(), dweight.tensor(),
-                            dbias.tensor());
-  causal_conv_silu_backward(stream, dout.tensor(), x_part, weight.tensor(), bias.tensor(), dx_part, dweight.tensor(),
+  causal_conv_silu_backward(stream, dout.tensor(), {}, x.tensor(), weight.tensor(), bias.tensor(), dx.tensor(),
+                            dweight.tensor(), dbias.tensor());
+  causal_conv_silu_backward(stream, dout.tensor(), {}, x_part, weight.tensor(), bias.tensor(), dx_part, dweight.tensor(),
                             dbias.tensor());
   for (std::int64_t i = 0; i < rows * D; ++i) {
     ASSERT_EQ(wide_dx[i / D * 2 * D + D + i % D], dx[i]);
@@ -187,7 +211,7 @@ TEST_F(CausalConv, NamesTheWrongTensor) {
   EXPECT_EQ(forward(x.tensor(), weight.tensor(), out.tensor(), out.tensor()),
             "causal_conv_silu_forward: history is float32 [2, 5, 8], expected float32 [2, 3, 8]");
   EXPECT_EQ(error_of([&] {
-              causal_conv_silu_backward(stream, out.tensor(), x.tensor(), weight.tensor(), bias.tensor(),
+              causal_conv_silu_backward(stream, out.tensor(), {}, x.tensor(), weight.tensor(), bias.tensor(),
                                         out.tensor().slice(0, 1), weight.tensor(), bias.tensor());
             }),
             "causal_conv_silu_backward: dx is float32 [1, 5, 8], expected float32 [10 rows, 8]");
