@@ -43,7 +43,7 @@ constexpr std::int64_t scan_chunks(std::int64_t tokens) {
 }
 
 /// The most states that one call advances a channel, N · (1 + sources), and the most readers of a backward. A GPU counts N
-/// rounded up to 16, and refuses more readers than its shared memory has room for: 24 in float32, 46 in bfloat16.
+/// rounded up to 16, and refuses more readers than its shared memory has room for: 7 in float32, 10 in bfloat16.
 inline constexpr std::int64_t kMaxScanStates = 512;
 inline constexpr std::int64_t kMaxScanReaders = 64;
 

@@ -1,357 +1,194 @@
 // The selective scan backward on the GPU: a block walks 64 channels of one sequence from the last token to the first.
 //
-// A thread owns two channels and four states of each; lanes share them as scan_lanes.cuh says. Tiles of eight steps:
-// elementwise part to shared memory; forward again from the tile's saved state with decays and states in registers; then the
-// adjoint recurrence from the tile's end. One barrier a tile: between two of them a tile is swept while the next one but one
-// is prepared, the last one finished, and others arrive by asynchronous copies. A state-step costs 12 FP32, one ex2 and 2.75
-// floats from shared memory; sums over states cost half a shuffle, sums over channels an eighth of a tensor core's product.
+// Tiles of eight steps: elementwise part; forward again from the tile's saved state, which leaves exp(ΔA) and exp(ΔA) h of
+// the tile in registers; then the adjoint recurrence from the tile's end, and what is elementwise again. A warp's 16
+// channels are its own; between two of the block's barriers, one a tile, it also sees to the tiles before and after: copies
+// of raw inputs on their way, pieces of B and C, sums of B̄ and C̄. Tensor cores form rank-one terms and sums
+// (scan_backward_tile.cuh), so that a state-step costs six FP32 instructions, one ex2, 1.2 products, 1.5 instructions that
+// bring states into their order and 0.2 loads: 12 of the 20 that are issued.
 //
 // Partial sums over a block's 64 channels (B̄, C̄) and over time (Ā, D̄, dt_bias) go to scratch; reduce kernels add them in a
 // fixed order. More than 16 states: a launch for each slice of 16, with the sums over states of the slices before in planes
 // of scratch. Before all this: scan_reader.cuh where there are sources, scan_adjoint.cuh where time is cut into segments.
-#include "kernels/cuda/scan_adjoint.cuh"
+#include "kernels/cuda/scan_backward_fetch.cuh"
+#include "kernels/cuda/scan_backward_walk.cuh"
 #include "kernels/cuda/scan_reader.cuh"
 
 namespace dm::cuda {
 namespace scan::backward {
 namespace {
 
-/// Sums over channels that one product leaves apart: those of lanes that differ in bit 4, and those of warps.
-inline constexpr int kMainParts = kThreads / 16;
-/// Rows of sums that two halves of a warp write at once: half of the banks apart.
-inline constexpr int kSumRow = kChannels + 16;
-
-/// A ring of three tiles: what a thread prepares of its elements stays until the sums over states have arrived.
+/// More than 16 states: adds the sums over states of the slices before, kept in planes, and keeps them there for the next.
 template <class T>
-struct alignas(16) MainShared {
-  struct Rows {
-    T tensor[4][kTile][kChannels];  // u, dt, z, dout
-  } rows[2];
-  struct Stage {
-    float B[kTile][kStates], C[kTile][kStates];
-    T states[kChannels][kStates];
-  } stage[2];
-  T gated_readout[2][kTile][kChannels];
-  struct Plane {
-    float delta[kTile][kChannels], input[kTile][kChannels];  // Δ, Δu
-    float dy[kTile][kChannels];
-    float slope[kTile][kChannels];      // softplus'
-    float dz_factor[kTile][kChannels];  // dout ⊙ silu'(z)
-    float gating[kTile][kChannels];     // silu(z)
-    T u[kTile][kChannels];
-  } plane[3];
-  struct Sums {
-    float readout[kTile][kSumRow], input[kTile][kSumRow], exponent[kTile][kSumRow];  // Σ_n C h, λ B, λ exp(ΔA) h A log2(e)
-    float columns[kTile][kMainParts * 2 * kStates + 16];                             // half of the banks apart
-  } sums[2];
-  float bias[kChannels], skip[kChannels];
-  struct alignas(16) ReaderStage {
-    T q[kTile][kChannels];
-    float C[kTile][kStates];
-  };
-  /// Two of each reader follow.
-  __device__ ReaderStage& reader(int k, int tile) { return reinterpret_cast<ReaderStage*>(this + 1)[2 * k + (tile & 1)]; }
-  static std::size_t bytes(int readers) { return sizeof(MainShared) + sizeof(ReaderStage) * 2 * readers; }
-};
+__device__ void add_slices(const MainParams<T>& p, const std::int64_t (&at)[2], const bool (&inside)[2][2], Tile& own) {
+  const std::int64_t all = p.x.sequence(p.x.batch);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      if (!inside[i][c]) continue;
+      float* planes = p.planes + at[i] + c;
+      float* const sums[3] = {&own.readout[i][c], &own.dinput[i][c], &own.dexponent[i][c]};
+#pragma unroll
+      for (int k = 0; k < 3; ++k) {
+        if (p.slice > 0) *sums[k] += planes[k * all];
+        if (p.slice < p.x.slices - 1) planes[k * all] = *sums[k];
+      }
+    }
+  }
+}
 
-/// kReaders is their number, or -1 for any.
-template <class T, int kReaders>
+/// Everything elementwise that needs the sums over states. kPlain: rows are aligned and there is one slice.
+template <bool kPlain, class T>
+__device__ void finish(const MainParams<T>& p, MainShared<T>& s, int tile, const WarpLane& lane, Tile& own) {
+  const Extents& x = p.x;
+  const typename MainShared<T>::Warp& warp = s.warp[lane.warp];
+  const typename MainShared<T>::Rows& rows = s.rows[tile & 1];
+  const int token = tile * kTile + 2 * lane.quad, kept = threadIdx.x % 32;
+  const OutCursor cursor = s.out_cursor[threadIdx.x];
+  const std::int64_t first = cursor.at + static_cast<std::int64_t>(tile) * (kTile * x.channels);
+  const std::int64_t first_dz = cursor.at_dz + static_cast<std::int64_t>(tile) * (kTile * x.dz_stride);
+  const std::int64_t at[2] = {first, first + x.channels}, at_dz[2] = {first_dz, first_dz + x.dz_stride};
+  const bool here = channel_of(lane) < x.channels, next = channel_of(lane) + 1 < x.channels;
+  const bool inside[2][2] = {{here && token < x.tokens, next && token < x.tokens},
+                             {here && token + 1 < x.tokens, next && token + 1 < x.tokens}};
+  elements_of(warp.readout[kept], own.readout);
+  if (!kPlain && x.slices > 1) add_slices(p, at, inside, own);
+  if (!kPlain && p.slice < x.slices - 1) return;
+  Elements delta, slope, dz_factor, gating, dy, u, gated = {}, du, ddt;
+  float4 totals = s.totals[threadIdx.x];
+  float* const dskip[2] = {&totals.x, &totals.y};
+  float* const dbias[2] = {&totals.z, &totals.w};
+  const float2 skips = *reinterpret_cast<const float2*>(&s.vectors[threadIdx.x]);
+  const float skip[2] = {skips.x, skips.y};
+  warp.delta.load(lane, lane.quad, delta);
+  elements_of(warp.slope[kept], slope), elements_of(warp.dz_factor[kept], dz_factor);
+  elements_of(warp.gating[kept], gating), elements_of(warp.dy_kept[kept], dy);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    load2(&rows.tensor[0][2 * lane.quad + i][lane.channel()], u[i]);
+    if (p.gated_readout) load2(&rows.gated_readout[2 * lane.quad + i][lane.channel()], gated[i]);
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      ddt[i][c] = (own.dexponent[i][c] * kLn2 + u[i][c] * own.dinput[i][c]) * slope[i][c];
+      *dbias[c] += ddt[i][c];
+      *dskip[c] += dy[i][c] * u[i][c];
+      du[i][c] = skip[c] * dy[i][c] + delta[i][c] * own.dinput[i][c];
+      const float y = own.readout[i][c] + gated[i][c] + skip[c] * u[i][c];
+      dz_factor[i][c] *= y, gating[i][c] *= y;
+    }
+  }
+  s.totals[threadIdx.x] = totals;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    store_pair<kPlain>(p.du + at[i], inside[i], du[i]);
+    store_pair<kPlain>(p.ddt + at[i], inside[i], ddt[i]);
+    store_pair<kPlain>(p.dz + at_dz[i], inside[i], dz_factor[i]);
+    if (p.out) store_pair<kPlain>(p.out + at[i], inside[i], gating[i]);
+  }
+}
+
+template <class T>
+__device__ void begin_outputs(const MainParams<T>& p, MainShared<T>& s, const WarpLane& lane) {
+  const Extents& x = p.x;
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.y) * x.tokens + 2 * lane.quad;
+  s.totals[threadIdx.x] = {};
+  for (float4(&drate)[32] : s.warp[lane.warp].drate) drate[threadIdx.x % 32] = {};
+  s.out_cursor[threadIdx.x] = {row * x.channels + channel_of(lane), row * x.dz_stride + channel_of(lane)};
+  const int pair = threadIdx.x / 32, kind = threadIdx.x / kStates % 2, n = threadIdx.x % kStates;
+  const std::int64_t first_row = (static_cast<std::int64_t>(blockIdx.x) * x.batch + blockIdx.y) * x.tokens + 2 * pair;
+  s.column_sums[threadIdx.x] = {
+      p.columns + (first_row * x.slices + p.slice) * (2 * kStates) + threadIdx.x % 32,
+      kind * static_cast<int>(sizeof(ColumnSums) / 4) + ColumnSums::place(ColumnSums::row_of(n), pair), 2 * pair};
+  float vectors[4] = {};
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    const int channel = channel_of(lane) + c;
+    if (channel < x.channels) vectors[c] = p.skip[channel], vectors[2 + c] = p.own.dt_bias[channel];
+  }
+  store4(reinterpret_cast<float*>(&s.vectors[threadIdx.x]), vectors);
+}
+
+/// Sums over time of a walk.
+template <class T>
+__device__ void store_walk(const MainParams<T>& p, MainShared<T>& s, const WarpLane& lane) {
+  const Extents& x = p.x;
+  const std::int64_t walk = static_cast<std::int64_t>(blockIdx.y) * p.segments.count + blockIdx.z;
+  const float4 totals = s.totals[threadIdx.x];
+  float* vectors = p.vectors + walk * 2 * x.channels + channel_of(lane);
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    float dskip = c == 0 ? totals.x : totals.y, dbias = c == 0 ? totals.z : totals.w;
+#pragma unroll
+    for (int mask = 1; mask < 4; mask *= 2) dskip += exchange(dskip, mask), dbias += exchange(dbias, mask);
+    if (channel_of(lane) + c >= x.channels) continue;
+    const std::int64_t row = (walk * x.slices + p.slice) * x.channels + channel_of(lane) + c;
+    const float4(*kept)[32] = s.warp[lane.warp].drate;
+    const float* halves[2] = {reinterpret_cast<const float*>(&kept[0][threadIdx.x % 32]),
+                              reinterpret_cast<const float*>(&kept[1][threadIdx.x % 32])};
+    const float drate[4] = {halves[0][2 * c], halves[0][2 * c + 1], halves[1][2 * c], halves[1][2 * c + 1]};
+    store4(p.rates + row * kStates + lane.state(), drate);
+    if (p.slice == x.slices - 1 && lane.quad == 0) vectors[c] = dskip, vectors[x.channels + c] = dbias;
+  }
+}
+
+/// kProducts of readers with their C, or -1 for any number.
+template <class T, int kProducts>
 __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant__ MainParams<T> p) {
   using Shared = MainShared<T>;
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   Shared& s = *reinterpret_cast<Shared*>(shared_bytes);
-  const Extents& x = p.x;
-  const int readers = kReaders >= 0 ? kReaders : p.readers;
-  const int b = blockIdx.y, segment = blockIdx.z, first_channel = blockIdx.x * kChannels;
-  // In register c of a thread the channel local[c], swapped in lanes with bit 2 so that each keeps the first one's sums.
-  const Lane lane;
-  const int part = threadIdx.x / 16, swap = lane.upper4() ? 1 : 0;
-  const int local[2] = {(part * 4 + lane.lane % 4) * 2 + swap, (part * 4 + lane.lane % 4) * 2 + 1 - swap};
-  // Elementwise work: four channels of one token.
-  const int row = threadIdx.x / 16, quad = threadIdx.x % 16 * 4;
-
-  float rate[2][4], carry[2][4], drate[2][4] = {}, dskip[4] = {}, dbias[4] = {};
-#pragma unroll
-  for (int c = 0; c < 2; ++c) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int channel = first_channel + local[c];
-      rate[c][j] = rate_of(p.own, x, channel, p.slice * kStates + lane.first_state + j);
-      carry[c][j] = 0.0f;
-      if (p.segments.count > 1 && channel < x.channels) {
-        carry[c][j] = p.segments.states[p.segments.state_row(x, b, segment, p.slice, channel) + lane.first_state + j];
-      }
-    }
-  }
-  if (threadIdx.x < kChannels) {
-    const int c = first_channel + static_cast<int>(threadIdx.x);
-    s.bias[threadIdx.x] = c < x.channels ? p.own.dt_bias[c] : 0.0f;
-    s.skip[threadIdx.x] = c < x.channels ? p.skip[c] : 0.0f;
+  const int readers = kProducts == 0 ? 0 : p.readers;
+  const WarpLane lane;
+  Walker walker(p, lane);
+  const Fetch<T> fetch{p, s, readers};
+  fetch.begin();
+  begin_outputs(p, s, lane);
+  for (int k = readers; k < Shared::places(readers); ++k) {  // terms that no reader has
+    unsigned* words = reinterpret_cast<unsigned*>(&s.reader(k));
+    for (int i = threadIdx.x; i < static_cast<int>(sizeof(typename Shared::Reader) / 4); i += kThreads) words[i] = 0;
   }
 
-  const int tiles = (x.tokens + kTile - 1) / kTile, begin = segment * p.tiles_a_segment;
-  const int end = min(begin + p.tiles_a_segment, tiles), count = x.states - p.slice * kStates;
-  const RowCopy<T> row_copy(x, b, first_channel);
-  const StateCopy<T, kThreads> state_copy(x, b, first_channel);
-  const ColumnCopy column_copy(x, b);
-  const auto fetch_rows = [&](int tile) {
-    T* to = s.rows[tile & 1].tensor[0][0];
-    if (x.vector) {
-#pragma unroll
-      for (int first = 0; first < 4 * RowCopy<T>::kCopies; first += kThreads) {
-        const int i = first + static_cast<int>(threadIdx.x);
-        const int tensor = i / RowCopy<T>::kCopies;
-        row_copy.run(to + i * RowCopy<T>::kEach, p.rows[tensor], tensor == 2 ? x.z_stride : x.channels, tile);
-      }
-    } else {
-      for (int i = 0; i < 4; ++i) {
-        copy_rows<kTile>(to + i * kTile * kChannels, p.rows[i], i == 2 ? x.z_stride : x.channels, x, b, tile * kTile,
-                         first_channel);
-      }
-    }
-  };
-  const auto fetch_row = [&](T* to, const T* from, int tile) {
-    if (x.vector) {
-      if (threadIdx.x < RowCopy<T>::kCopies) row_copy.run(to + threadIdx.x * RowCopy<T>::kEach, from, x.channels, tile);
-    } else {
-      copy_rows<kTile>(to, from, x.channels, x, b, tile * kTile, first_channel);
-    }
-  };
-  const auto fetch_stage = [&](int tile) {
-    typename Shared::Stage& stage = s.stage[tile & 1];
-    const int first_column = x.columns - 2 * x.states + p.slice * kStates;
-    state_copy.run(stage.states[0], p.own.states, tile, p.slice);
-    if (threadIdx.x >= 64) {
-      const bool is_C = threadIdx.x >= 96;
-      column_copy.run(is_C ? stage.C[0] : stage.B[0], p.own.dbc + first_column + (is_C ? x.states : 0), tile, count);
-    }
-    for (int k = 0; k < readers; ++k) {
-      typename Shared::ReaderStage& reader = s.reader(k, tile);
-      fetch_row(reader.q[0], p.reader[k].q, tile);
-      if (threadIdx.x / 32 == 2 + k % 2) {
-        column_copy.run(reader.C[0], p.reader[k].dbc + first_column + x.states, tile, count);
-      }
-    }
-  };
-
-  const auto prepare = [&](int tile, typename Shared::Plane& plane) {
-    const auto& tensor = s.rows[tile & 1].tensor;
-    const bool inside = tile * kTile + row < x.tokens;
-    float u[4], dt[4], z[4], dout[4], bias[4], dy[4], slope[4], dz_factor[4], gating[4];
-    load4(&tensor[0][row][quad], u);
-    load4(&tensor[1][row][quad], dt);
-    load4(&tensor[2][row][quad], z);
-    load4(&tensor[3][row][quad], dout);
-    load4(&s.bias[quad], bias);
-    store4(&plane.u[row][quad], u);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const Softplus softplus(dt[i] + bias[i]);
-      const float delta = inside ? softplus.value : 0.0f, gate = sigmoid(z[i]);
-      slope[i] = softplus.slope;
-      dt[i] = delta;
-      u[i] *= delta;
-      gating[i] = z[i] * gate;
-      dy[i] = dout[i] * gating[i];
-      dz_factor[i] = dout[i] * (gate + gating[i] * (1.0f - gate));
-    }
-    store4(&plane.delta[row][quad], dt);
-    store4(&plane.input[row][quad], u);
-    store4(&plane.dy[row][quad], dy);
-    store4(&plane.slope[row][quad], slope);
-    store4(&plane.dz_factor[row][quad], dz_factor);
-    if (p.out) store4(&plane.gating[row][quad], gating);
-  };
-
-  // Everything elementwise that needs the tile's sums over states, and the block's part of B̄ and C̄.
-  const auto finish = [&](int tile, const typename Shared::Plane& plane) {
-    const typename Shared::Sums& sums = s.sums[tile & 1];
-    const int token = tile * kTile + row, channel = first_channel + quad;
-    if (token >= x.tokens) return;
-    const int column = quad / 2;
-    float2 total = {};
-#pragma unroll
-    for (int part = 0; part < kMainParts; ++part) {
-      const float2 add = *reinterpret_cast<const float2*>(&sums.columns[row][part * 2 * kStates + column]);
-      total.x += add.x, total.y += add.y;
-    }
-    const std::int64_t first_row = (static_cast<std::int64_t>(blockIdx.x) * x.batch + b) * x.tokens + tile * kTile;
-    float* columns = p.columns + (first_row * x.slices + p.slice) * (2 * kStates);
-    *reinterpret_cast<float2*>(columns + (row * x.slices * 2 * kStates + column)) = total;
-
-    float readout[4], dinput[4], dexponent[4];
-    load4(&sums.readout[row][quad], readout);
-    load4(&sums.input[row][quad], dinput);
-    load4(&sums.exponent[row][quad], dexponent);
-    const std::int64_t at =
-        x.sequence(b) + static_cast<std::int64_t>(tile) * (kTile * x.channels) + (row * x.channels + channel);
-    if (x.slices > 1) {
-      const std::int64_t all = x.sequence(x.batch);
-      float* planes = p.planes + at;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (channel + i >= x.channels) continue;
-        if (p.slice > 0) {
-          readout[i] += planes[i], dinput[i] += planes[all + i], dexponent[i] += planes[2 * all + i];
-        }
-        if (p.slice < x.slices - 1) {
-          planes[i] = readout[i], planes[all + i] = dinput[i], planes[2 * all + i] = dexponent[i];
-        }
-      }
-      if (p.slice < x.slices - 1) return;
-    }
-    float u[4], delta[4], dy[4], slope[4], dz_factor[4], gating[4] = {}, skip[4], gated[4] = {}, du[4];
-    load4(&plane.u[row][quad], u);
-    load4(&plane.delta[row][quad], delta);
-    load4(&plane.dy[row][quad], dy);
-    load4(&plane.slope[row][quad], slope);
-    load4(&plane.dz_factor[row][quad], dz_factor);
-    load4(&s.skip[quad], skip);
-    if (p.out) load4(&plane.gating[row][quad], gating);
-    if (p.gated_readout) load4(&s.gated_readout[tile & 1][row][quad], gated);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float ddt = (dexponent[i] * kLn2 + u[i] * dinput[i]) * slope[i];
-      dbias[i] += ddt;
-      dskip[i] += dy[i] * u[i];
-      du[i] = skip[i] * dy[i] + delta[i] * dinput[i];
-      const float y = readout[i] + gated[i] + skip[i] * u[i];
-      dz_factor[i] *= y, gating[i] *= y;
-      slope[i] = ddt;
-    }
-    const std::int64_t at_dz = x.sequence(b, x.dz_stride) + static_cast<std::int64_t>(token) * x.dz_stride + channel;
-    if (!x.vector) {
-      store_row(p.du + at - channel, channel, x, du);
-      store_row(p.ddt + at - channel, channel, x, slope);
-      store_row(p.dz + at_dz - channel, channel, x, dz_factor);
-      if (p.out) store_row(p.out + at - channel, channel, x, gating);
-    } else if (channel < x.channels) {
-      store4(p.du + at, du);
-      store4(p.ddt + at, slope);
-      store4(p.dz + at_dz, dz_factor);
-      if (p.out) store4(p.out + at, gating);
-    }
-  };
-
-  const typename ChannelSums<T>::Indicator odd_steps(1), even_steps(0);
-  const auto sweep = [&](int tile, const typename Shared::Plane& plane) {
-    const typename Shared::Stage& stage = s.stage[tile & 1];
-    typename Shared::Sums& sums = s.sums[tile & 1];
-    float decay[kTile][2][4], h[kTile + 1][2][4];
-#pragma unroll
-    for (int c = 0; c < 2; ++c) load4(&stage.states[local[c]][lane.first_state], h[0][c]);
-#pragma unroll
-    for (int t = 0; t < kTile; ++t) {
-      float B[4];
-      load4(&stage.B[t][lane.first_state], B);
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float delta = plane.delta[t][local[c]], input = plane.input[t][local[c]];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          decay[t][c][j] = exp2_fast(delta * rate[c][j]);
-          h[t + 1][c][j] = decay[t][c][j] * h[t][c][j] + input * B[j];
-        }
-      }
-    }
-    float later[3];  // an odd step's sums, until the even one's before it
-    ChannelSums<T> columns;
-#pragma unroll
-    for (int t = kTile - 1; t >= 0; --t) {
-      float B[4], C[4], lambda[2][4];
-      load4(&stage.B[t][lane.first_state], B);
-      load4(&stage.C[t][lane.first_state], C);
-      const float dy[2] = {plane.dy[t][local[0]], plane.dy[t][local[1]]};
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) lambda[c][j] = carry[c][j] + dy[c] * C[j];
-      }
-#pragma unroll(kReaders > 0 ? kReaders : 1)
-      for (int k = 0; k < readers; ++k) {
-        const typename Shared::ReaderStage& reader = s.reader(k, tile);
-        float reader_C[4];
-        load4(&reader.C[t][lane.first_state], reader_C);
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const float q = to_float(reader.q[t][local[c]]);
-#pragma unroll
-          for (int j = 0; j < 4; ++j) lambda[c][j] += q * reader_C[j];
-        }
-      }
-      float dB[4] = {}, dC[4] = {}, readout[2] = {}, dinput[2] = {}, dexponent[2] = {};
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float delta = plane.delta[t][local[c]], input = plane.input[t][local[c]];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          readout[c] += C[j] * h[t + 1][c][j];
-          dinput[c] += lambda[c][j] * B[j];
-          dB[j] += input * lambda[c][j];
-          dC[j] += dy[c] * h[t + 1][c][j];
-          carry[c][j] = decay[t][c][j] * lambda[c][j];
-          const float slope = carry[c][j] * h[t][c][j];
-          drate[c][j] += slope * delta;
-          dexponent[c] += slope * rate[c][j];
-        }
-      }
-      const float halves[3] = {readout[0] + exchange(readout[1], 4), dinput[0] + exchange(dinput[1], 4),
-                               dexponent[0] + exchange(dexponent[1], 4)};
-      columns.add(dB, dC, t % 2 ? odd_steps : even_steps);
-      if (t % 2) {
-#pragma unroll
-        for (int i = 0; i < 3; ++i) later[i] = halves[i];
-        continue;
-      }
-      float(*to[3])[kSumRow] = {sums.readout, sums.input, sums.exponent};
-#pragma unroll
-      for (int i = 0; i < 3; ++i) {
-        to[i][t + lane.upper8()][local[0]] = scatter_sum(halves[i], later[i], lane.upper8(), 8);
-      }
-      float* row = &sums.columns[t + columns.call()][part * 2 * kStates + lane.first_state + columns.column()];
-      *reinterpret_cast<float2*>(row) = make_float2(columns.sum[0], columns.sum[1]);
-      *reinterpret_cast<float2*>(row + kStates) = make_float2(columns.sum[2], columns.sum[3]);
-      columns = {};
-    }
-  };
-
-  // What is fetched before one barrier is prepared before the next one, swept before the third from there, and finished
-  // after that.
-  fetch_rows(end - 1);
-  int slot = 2;
-  for (int tile = end + 1; tile >= begin - 1; --tile) {
-    slot = slot == 0 ? 2 : slot - 1;
-    typename Shared::Plane& after = s.plane[slot == 2 ? 0 : slot + 1];  // of the tile after it, then of the second before it
+  const int tiles = (p.x.tokens + kTile - 1) / kTile, begin = static_cast<int>(blockIdx.z) * p.tiles_a_segment;
+  const int end = min(begin + p.tiles_a_segment, tiles);
+  const int products = kProducts >= 0 ? kProducts : Shared::products(readers);
+  const bool plain = p.x.vector && p.x.slices == 1;
+  const bool aligned = p.x.vector && p.x.vector_columns, dense = kProducts != 0 || p.gated_readout;
+  fetch.columns(end - 1);
+  for (int tile = end; tile >= begin - 1; --tile) {
     wait_for_copies();
     __syncthreads();
-    if (tile - 3 >= begin) fetch_rows(tile - 3);
-    if (tile - 1 >= begin && tile - 1 < end) fetch_stage(tile - 1);
-    if (p.gated_readout && tile >= begin && tile < end) fetch_row(s.gated_readout[tile & 1][0], p.gated_readout, tile);
-    if (tile + 1 < end) finish(tile + 1, after);
-    if (tile - 2 >= begin) prepare(tile - 2, after);
-    if (tile < begin || tile >= end) continue;
-    sweep(tile, s.plane[slot]);
+    const Inputs<T> inputs(s.rows[tile & 1].tensor, lane);
+    const ColumnPart part(p, s, tile + 1, end);
+    if (aligned && tile >= begin) {
+      fetch.plain(tile, begin, part);
+      if (tile > begin && dense) {
+        fetch.dense_rows(tile - 1);
+        if (tile - 1 > begin) fetch.dense_columns(tile - 2);
+        fetch.dense_cut(tile - 1);
+      }
+    } else {
+      part.store(p.x);
+      if (tile > begin) {
+        fetch.rows(tile - 1);
+        if (tile - 1 > begin) fetch.columns(tile - 2);
+        fetch.cut(tile - 1);
+      }
+    }
+    if (tile == end || tile < begin) continue;
+    prepare<T>(s.warp[lane.warp], inputs, s.vectors[threadIdx.x], lane);
+    for (int k = 0; k < readers; ++k) prepare_reader<T>(s.reader(k), tile, lane);
+    __syncwarp();
+    Tile own;
+    walk_forward(s, tile, walker, lane, own, s.sums[tile & 1][lane.warp][1]);
+    walk_backward<T, kProducts>(s, tile, products, walker, lane, own, s.sums[tile & 1][lane.warp][0]);
+    if (plain) {
+      finish<true>(p, s, tile, lane, own);
+    } else {
+      finish<false>(p, s, tile, lane, own);
+    }
   }
-
-  const std::int64_t walk = static_cast<std::int64_t>(b) * p.segments.count + segment;
-#pragma unroll
-  for (int c = 0; c < 2; ++c) {
-    const int channel = first_channel + local[c];
-    if (channel >= x.channels) continue;
-    store4(p.rates + ((walk * x.slices + p.slice) * x.channels + channel) * kStates + lane.first_state, drate[c]);
-  }
-  if (p.slice < x.slices - 1) return;
-  float(*parts)[kTile][kChannels] = &s.plane[0].delta;  // and input
-  __syncthreads();
-  store4(&parts[0][row][quad], dskip);
-  store4(&parts[1][row][quad], dbias);
-  __syncthreads();
-  const int element = threadIdx.x % kChannels, channel = first_channel + element;
-  if (channel >= x.channels) return;
-  float sum = 0.0f;
-#pragma unroll
-  for (int t = 0; t < kTile; ++t) sum += parts[threadIdx.x / kChannels][t][element];
-  p.vectors[(walk * 2 + threadIdx.x / kChannels) * x.channels + channel] = sum;
+  store_walk(p, s, lane);
 }
 
 /// ddbc's B and C columns: a thread sums one of them over the blocks of channels, in their order.
@@ -403,10 +240,8 @@ void run_main(const NativeStream& native, const MainParams<T>& p) {
                   static_cast<unsigned>(p.segments.count));
   const std::size_t shared = MainShared<T>::bytes(p.readers);
   require(shared <= kMaxShared, "the selective scan's backward on a GPU has no shared memory for so many readers");
-  const auto kernel = p.readers == 0   ? main_kernel<T, 0>
-                      : p.readers == 1 ? main_kernel<T, 1>
-                      : p.readers == 2 ? main_kernel<T, 2>
-                                       : main_kernel<T, -1>;
+  const int products = MainShared<T>::products(p.readers);
+  const auto kernel = products == 0 ? main_kernel<T, 0> : products == 1 ? main_kernel<T, 1> : main_kernel<T, -1>;
   launch(kernel, grid, shared, native, p);
 }
 

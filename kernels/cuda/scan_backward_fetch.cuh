@@ -1,0 +1,201 @@
+// What the selective scan's main backward kernel moves between tiles: raw inputs in, sums over channels out.
+#pragma once
+
+#include "kernels/cuda/scan_backward_shared.cuh"
+
+namespace dm::cuda::scan::backward {
+
+/// The block's part of B̄ and C̄ of a tile: a thread sums one column of two tokens over the warps.
+struct ColumnPart {
+  float* to;
+  float2 sum = {};
+  int token;
+
+  template <class T>
+  __device__ ColumnPart(const MainParams<T>& p, const MainShared<T>& s, int tile, int end) {
+    const ColumnCursor cursor = s.column_sums[threadIdx.x];
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) {
+      const float2 add = *reinterpret_cast<const float2*>(&s.sums[tile & 1][warp][0].at[cursor.from]);
+      sum.x += add.x, sum.y += add.y;
+    }
+    token = tile < end ? tile * kTile + cursor.token : p.x.tokens;
+    to = cursor.to + static_cast<std::int64_t>(tile) * (kTile * p.x.slices * 2 * kStates);
+  }
+  __device__ void store(const Extents& x) const {
+    if (token < x.tokens) to[0] = sum.x;
+    if (token + 1 < x.tokens) to[x.slices * 2 * kStates] = sum.y;
+  }
+};
+
+/// Copies of a block's raw inputs. All but B and C come one tile ahead, those two: they are cut into pieces one ahead.
+template <class T>
+struct Fetch {
+  using Shared = MainShared<T>;
+  static constexpr int kEach = RowCopy<T>::kEach, kRow = RowCopy<T>::kRow;
+  const MainParams<T>& p;
+  Shared& s;
+  int readers;
+
+  __device__ int first_channel() const { return static_cast<int>(blockIdx.x) * kChannels; }
+  __device__ int first_column() const { return p.x.columns - 2 * p.x.states + p.slice * kStates; }
+  __device__ int stride_of(int tensor) const { return tensor == 2 ? p.x.z_stride : p.x.channels; }
+
+  /// Of copy i of a tile of an activation.
+  __device__ Cursor row_cursor(const RawRows<T>& to, const T* from, int stride, int i) const {
+    const int t = i / kRow, c = i % kRow * kEach, channel = first_channel() + c;
+    const T* at = from + p.x.sequence(blockIdx.y, stride) + static_cast<std::int64_t>(t) * stride + channel;
+    return {reinterpret_cast<const unsigned char*>(at), shared_address(&to[t][c]),
+            channel < p.x.channels ? (p.x.tokens - t + kTile - 1) / kTile : 0};
+  }
+  __device__ Cursor column_cursor(const float* to, const float* from) const {
+    const int i = threadIdx.x % 32, t = i / 4, n = i % 4 * 4;
+    const float* at = from + p.x.column_rows(blockIdx.y) + static_cast<std::int64_t>(t) * p.x.columns + n;
+    return {reinterpret_cast<const unsigned char*>(at), shared_address(to + 4 * i),
+            n < p.x.states - p.slice * kStates ? (p.x.tokens - t + kTile - 1) / kTile : 0};
+  }
+  __device__ void begin() const {
+    const int thread = threadIdx.x;
+#pragma unroll
+    for (int k = 0; k < Shared::kRowCopies; ++k) {
+      const int i = k * kThreads + thread, tensor = i / RowCopy<T>::kCopies;
+      s.row_cursor[k][thread] =
+          row_cursor(s.rows[0].tensor[tensor], p.rows[tensor], stride_of(tensor), i % RowCopy<T>::kCopies);
+    }
+#pragma unroll
+    for (int k = 0; k < Shared::kStateCopies; ++k) {
+      const int i = (k * kThreads + thread) * kEach;
+      const T* from = p.own.states + p.x.saved_states(blockIdx.y, 0, p.slice) + first_channel() * kStates + i;
+      s.state_cursor[k][thread] = {reinterpret_cast<const unsigned char*>(from), shared_address(s.rows[0].states[0] + i),
+                                   first_channel() + i / kStates < p.x.channels ? p.x.saved : 0};
+    }
+    s.gated_cursor[thread] =
+        row_cursor(s.rows[0].gated_readout, p.gated_readout, p.x.channels, thread % RowCopy<T>::kCopies);
+    const bool is_C = thread / 32 % 2 == 1;
+    s.column_cursor[thread] =
+        column_cursor(is_C ? s.raw[0].C[0] : s.raw[0].B[0], p.own.dbc + first_column() + (is_C ? p.x.states : 0));
+    for (int k = 0; k < readers; ++k) {
+      typename Shared::Reader& reader = s.reader(k);
+      reader.row_cursor[thread] = row_cursor(reader.rows[0], p.reader[k].q, p.x.channels, thread % RowCopy<T>::kCopies);
+      reader.column_cursor[thread] = column_cursor(reader.raw[0][0], p.reader[k].dbc + first_column() + p.x.states);
+    }
+  }
+
+  /// Element by element, where rows are not aligned.
+  __device__ void slow_row(RawRows<T>& to, const T* from, int stride, int tile) const {
+    for (int i = threadIdx.x; i < kTile * kChannels; i += kThreads) {
+      const int t = i / kChannels, c = i % kChannels, token = tile * kTile + t;
+      const bool inside = token < p.x.tokens && first_channel() + c < p.x.channels;
+      const T* at =
+          from + p.x.sequence(blockIdx.y, stride) + static_cast<std::int64_t>(token) * stride + first_channel() + c;
+      to[t][c] = inside ? *at : from_float<T>(0.0f);
+    }
+  }
+  __device__ void slow_rows(int tile) const {
+    typename Shared::Rows& to = s.rows[tile & 1];
+    for (int i = 0; i < 4; ++i) slow_row(to.tensor[i], p.rows[i], stride_of(i), tile);
+    if (p.gated_readout) slow_row(to.gated_readout, p.gated_readout, p.x.channels, tile);
+    for (int k = 0; k < readers; ++k) slow_row(s.reader(k).rows[tile & 1], p.reader[k].q, p.x.channels, tile);
+  }
+  __device__ void rows(int tile) const {
+    const int thread = threadIdx.x, buffer = tile & 1, size = sizeof(typename Shared::Rows);
+    constexpr int kBytes = kTile * static_cast<int>(sizeof(T));
+#pragma unroll
+    for (int k = 0; k < Shared::kStateCopies; ++k) {
+      s.state_cursor[k][thread].copy(tile, 0, p.x.slices * p.x.channels * kStates * static_cast<int>(sizeof(T)), buffer,
+                                     size);
+    }
+    if (!p.x.vector) return slow_rows(tile);
+#pragma unroll
+    for (int k = 0; k < Shared::kRowCopies; ++k) {
+      constexpr int kFirstTwo = 2 * RowCopy<T>::kCopies;
+      const int tensor = k * kThreads < kFirstTwo ? 0 : (k * kThreads + thread) / RowCopy<T>::kCopies;
+      s.row_cursor[k][thread].copy(tile, 0, stride_of(tensor) * kBytes, buffer, size);
+    }
+    dense_rows(tile);
+  }
+  /// What comes only of sources and readers.
+  __device__ void dense_rows(int tile) const {
+    const int thread = threadIdx.x, buffer = tile & 1, stride = p.x.channels * kTile * static_cast<int>(sizeof(T));
+    if (thread >= RowCopy<T>::kCopies) return;
+    if (p.gated_readout) Cursor::load(s.gated_cursor[thread]).copy(tile, 0, stride, buffer, sizeof(typename Shared::Rows));
+    for (int k = 0; k < readers; ++k) {
+      Cursor::load(s.reader(k).row_cursor[thread]).copy(tile, 0, stride, buffer, sizeof(RawRows<T>));
+    }
+  }
+  __device__ void dense_columns(int tile) const {
+    const int thread = threadIdx.x, stride = p.x.columns * kTile * static_cast<int>(sizeof(float));
+    for (int k = 0; k < readers; ++k) {
+      if (thread / 32 == 2 + k % 2) {
+        typename Shared::Reader& reader = s.reader(k);
+        Cursor::load(reader.column_cursor[thread]).copy(tile, 0, stride, tile & 1, sizeof(reader.raw[0]));
+      }
+    }
+  }
+  __device__ void slow_columns(int tile) const {
+    const ColumnCopy copy(p.x, blockIdx.y);
+    const int warp = threadIdx.x / 32, count = p.x.states - p.slice * kStates;
+    typename Shared::Raw& to = s.raw[tile & 3];
+    if (warp == 0) copy.run(to.B[0], p.own.dbc + first_column(), tile, count);
+    if (warp == 1) copy.run(to.C[0], p.own.dbc + first_column() + p.x.states, tile, count);
+    for (int k = 0; k < readers; ++k) {
+      if (warp == 2 + k % 2) {
+        copy.run(s.reader(k).raw[tile & 1][0], p.reader[k].dbc + first_column() + p.x.states, tile, count);
+      }
+    }
+  }
+  __device__ void columns(int tile) const {
+    if (!p.x.vector_columns) return slow_columns(tile);
+    const int thread = threadIdx.x, stride = p.x.columns * kTile * static_cast<int>(sizeof(float));
+    if (thread < 64) s.column_cursor[thread].copy(tile, 0, stride, tile & 3, sizeof(typename Shared::Raw));
+    dense_columns(tile);
+  }
+  /// All that the steps of `tile` do for those before and after it, but for sources and readers, when rows and columns are
+  /// aligned: without a branch, so that loads overlap.
+  __device__ void plain(int tile, int begin, const ColumnPart& part) const {
+    const int thread = threadIdx.x, half = thread / 64;
+    constexpr int kBytes = kTile * static_cast<int>(sizeof(T));
+    Cursor state[Shared::kStateCopies], row[Shared::kRowCopies];
+#pragma unroll
+    for (int k = 0; k < Shared::kStateCopies; ++k) state[k] = Cursor::load(s.state_cursor[k][thread]);
+#pragma unroll
+    for (int k = 0; k < Shared::kRowCopies; ++k) row[k] = Cursor::load(s.row_cursor[k][thread]);
+    const Cursor column = Cursor::load(s.column_cursor[thread]);
+    float raw[4];
+    Columns::load_raw(half == 0 ? s.raw[(tile - 1) & 3].B : s.raw[(tile - 1) & 3].C, thread % 64, raw);
+    const int buffer = (tile - 1) & 1, size = sizeof(typename Shared::Rows);
+#pragma unroll
+    for (int k = 0; k < Shared::kStateCopies; ++k) {
+      state[k].copy(tile - 1, begin, p.x.slices * p.x.channels * kStates * static_cast<int>(sizeof(T)), buffer, size);
+    }
+#pragma unroll
+    for (int k = 0; k < Shared::kRowCopies; ++k) {
+      constexpr int kFirstTwo = 2 * RowCopy<T>::kCopies;
+      const int tensor = k * kThreads < kFirstTwo ? 0 : (k * kThreads + thread) / RowCopy<T>::kCopies;
+      row[k].copy(tile - 1, begin, stride_of(tensor) * kBytes, buffer, size);
+    }
+    if (thread < 64) {
+      column.copy(tile - 2, begin, p.x.columns * kTile * static_cast<int>(sizeof(float)), (tile - 2) & 3,
+                  sizeof(typename Shared::Raw));
+    }
+    typename Shared::Cut& to = s.cut[buffer];
+    (half == 0 ? to.B : to.C).store_cut(raw, thread % 64);
+    part.store(p.x);
+  }
+  /// Cuts a tile's B and C.
+  __device__ void cut(int tile) const {
+    const int thread = threadIdx.x % 64, half = threadIdx.x / 64;
+    typename Shared::Raw& raw = s.raw[tile & 3];
+    typename Shared::Cut& to = s.cut[tile & 1];
+    (half == 0 ? to.B : to.C).fill(half == 0 ? raw.B : raw.C, thread);
+    dense_cut(tile);
+  }
+  __device__ void dense_cut(int tile) const {
+    const int thread = threadIdx.x % 64;
+    for (int k = threadIdx.x / 64; k < readers; k += 2) {
+      s.reader(k).C[tile & 1].fill(s.reader(k).raw[tile & 1], thread);
+    }
+  }
+};
+
+}  // namespace dm::cuda::scan::backward

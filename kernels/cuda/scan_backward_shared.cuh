@@ -1,0 +1,98 @@
+// What a block of the selective scan's main backward kernel keeps in shared memory, and what of it a thread keeps there.
+#pragma once
+
+#include "kernels/cuda/scan_adjoint.cuh"
+#include "kernels/cuda/scan_backward_sums.cuh"
+
+namespace dm::cuda::scan::backward {
+
+/// Rows of raw activations: lanes read rows two apart, which must meet no bank twice.
+template <class T>
+inline constexpr int kRawRow = kChannels + 16 / static_cast<int>(sizeof(T));
+template <class T>
+using RawRows = T[kTile][kRawRow<T>];
+
+/// Where a thread's share of 16 bytes of each tile comes from and goes to, kept in shared memory: addresses would need
+/// either registers, which the steps have better use for, or to be computed anew.
+struct alignas(16) Cursor {
+  const unsigned char* from;  ///< Of the first tile.
+  unsigned to;                ///< Shared memory, of even tiles.
+  int tiles;                  ///< Those from here on are outside.
+
+  static __device__ Cursor load(const Cursor& from) {
+    const int4 words = *reinterpret_cast<const int4*>(&from);
+    return reinterpret_cast<const Cursor&>(words);
+  }
+  /// Sizes are bytes: from one tile to the next, and from one buffer to the next. Nothing but zeros for tiles before
+  /// `begin`.
+  __device__ void copy(int tile, int begin, int stride, int buffer, int size) const {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + buffer * size),
+                 "l"(from + static_cast<std::int64_t>(tile) * stride), "r"(tile >= begin && tile < tiles ? 16 : 0)
+                 : "memory");
+  }
+};
+/// Elements before the first of a thread's outputs of the first tile.
+struct alignas(16) OutCursor {
+  std::int64_t at, at_dz;
+};
+/// Where a thread's sums over channels go for the first tile, and where their parts lie.
+struct alignas(16) ColumnCursor {
+  float* to;
+  int from, token;
+};
+__device__ inline unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
+template <class T>
+struct alignas(16) MainShared {
+  static constexpr bool kExact = std::is_same_v<T, float>;
+  struct Rows {
+    RawRows<T> tensor[4], gated_readout;  // u, dt, z, dout
+    T states[kChannels][kStates];
+  } rows[2];
+  struct Raw {
+    float B[kTile][kStates], C[kTile][kStates];
+  } raw[4];
+  struct Cut {
+    Columns B, C;
+  } cut[2];
+  ColumnSums sums[2][kWarps][2];  // B̄, C̄
+  /// What lanes of a warp tell one another, and what a lane keeps of its elements until the sums over states have arrived.
+  struct Warp {
+    Plane delta;
+    Pieces input, dy;                                            // Δu, ȳ
+    typename WeightedSums<T>::Weight input_weights, dy_weights;  // the same
+    float4 slope[32], dz_factor[32], gating[32], dy_kept[32];    // softplus', dout ⊙ silu'(z), silu(z), ȳ
+    float4 readout[32];
+    float4 drate[2][32];  // Σ_t of Δ λ exp(ΔA) h, of a lane's states
+  } warp[kWarps];
+  static constexpr int kRowCopies = 4 * RowCopy<T>::kCopies / kThreads;
+  static constexpr int kStateCopies = kChannels * kStates * static_cast<int>(sizeof(T)) / 16 / kThreads;
+  Cursor row_cursor[kRowCopies][kThreads], state_cursor[kStateCopies][kThreads], column_cursor[kThreads],
+      gated_cursor[kThreads];
+  OutCursor out_cursor[kThreads];
+  ColumnCursor column_sums[kThreads];
+  float4 totals[kThreads];   // a lane's part of dskip and dt_bias of its two channels
+  float4 vectors[kThreads];  // skip and dt_bias of them
+  /// Pieces of q are terms of a product: in float32 two of a reader, in bfloat16, where one is enough, one each of two.
+  struct alignas(16) Reader {
+    RawRows<T> rows[2];
+    float raw[2][kTile][kStates];
+    Columns C[2];
+    Plane q[kWarps][kExact ? 2 : 1];
+    Cursor row_cursor[kThreads], column_cursor[kThreads];
+  };
+  /// Readers follow.
+  __device__ Reader& reader(int k) { return reinterpret_cast<Reader*>(this + 1)[k]; }
+  static __host__ __device__ constexpr int products(int readers) { return kExact ? readers : (readers + 1) / 2; }
+  static __host__ __device__ constexpr int places(int readers) { return kExact ? readers : 2 * products(readers); }
+  static std::size_t bytes(int readers) { return sizeof(MainShared) + sizeof(Reader) * places(readers); }
+};
+
+/// The first of a thread's two channels.
+__device__ inline int channel_of(const WarpLane& lane) {
+  return static_cast<int>(blockIdx.x) * kChannels + lane.channel();
+}
+
+}  // namespace dm::cuda::scan::backward

@@ -1,0 +1,224 @@
+// Steps of the selective scan backward: a warp's states forward through a tile and their adjoint back.
+#pragma once
+
+#include "kernels/cuda/scan_backward_shared.cuh"
+
+namespace dm::cuda::scan::backward {
+
+/// What a thread carries over all of time.
+struct Walker {
+  States rate, carry;
+
+  template <class T>
+  __device__ Walker(const MainParams<T>& p, const WarpLane& lane) {
+    const Extents& x = p.x;
+    const int channel = channel_of(lane);
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const bool inside = channel + c < x.channels;
+      const std::int64_t behind = p.segments.state_row(x, blockIdx.y, blockIdx.z, p.slice, channel + c) + lane.state();
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        rate[n / 2][2 * c + n % 2] = rate_of(p.own, x, channel + c, p.slice * kStates + lane.state() + n);
+        carry[n / 2][2 * c + n % 2] = p.segments.count > 1 && inside ? p.segments.states[behind + n] : 0.0f;
+      }
+    }
+  }
+};
+
+/// What a lane reads of a tile's rows.
+template <class T>
+struct Inputs {
+  struct alignas(2 * sizeof(T)) Pair {
+    T at[2];
+  } pair[4][2];
+
+  __device__ Inputs(const RawRows<T> (&rows)[4], const WarpLane& lane) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) pair[k][i] = reinterpret_cast<const Pair&>(rows[k][2 * lane.quad + i][lane.channel()]);
+    }
+  }
+  __device__ void get(int tensor, int i, float (&x)[2]) const {
+    load2(pair[tensor][i].at, x);
+  }
+};
+
+/// This lane's elements of a tile, before its steps.
+template <class T>
+__device__ void prepare(typename MainShared<T>::Warp& to, const Inputs<T>& inputs, const float4& vectors,
+                        const WarpLane& lane) {
+  const float bias[2] = {vectors.z, vectors.w};
+  Elements delta, input, dy, slope, dz_factor, gating;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float u[2], dt[2], z[2], dout[2];
+    inputs.get(0, i, u), inputs.get(1, i, dt), inputs.get(2, i, z), inputs.get(3, i, dout);
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float x = dt[c] + bias[c], gate = sigmoid(z[c]), e = exp2_fast(-kLog2e * fabsf(x)), upper = reciprocal(1.0f + e);
+      delta[i][c] = forward::softplus(x), slope[i][c] = x >= 0.0f ? upper : e * upper;
+      input[i][c] = delta[i][c] * u[c];
+      gating[i][c] = z[c] * gate;
+      dy[i][c] = dout[c] * gating[i][c];
+      dz_factor[i][c] = dout[c] * gate + dy[i][c] * (1.0f - gate);
+    }
+  }
+  to.delta.store(lane, delta);
+  to.input.store(lane, input);
+  to.dy.store(lane, dy);
+  to.input_weights.store(lane, input);
+  to.dy_weights.store(lane, dy);
+  const int at = threadIdx.x % 32;
+  to.slope[at] = vector_of(slope), to.dz_factor[at] = vector_of(dz_factor);
+  to.gating[at] = vector_of(gating), to.dy_kept[at] = vector_of(dy);
+}
+template <class T>
+__device__ void prepare_reader(typename MainShared<T>::Reader& reader, int tile, const WarpLane& lane) {
+  Elements q;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) load2(&reader.rows[tile & 1][2 * lane.quad + i][lane.channel()], q[i]);
+  store_terms(reader.q[lane.warp], lane, q);
+}
+
+/// Decays of a tile, its states before each step times them, and sums over states.
+struct Tile {
+  States decay[kTile], turned[kTile];
+  Elements readout, dinput = {}, dexponent = {};  ///< Σ_n C h, λ B, λ exp(ΔA) h A log2(e)
+};
+
+/// Forward through a tile: states, h · C and C̄.
+template <class T>
+__device__ void walk_forward(MainShared<T>& s, int tile, const Walker& walker, const WarpLane& lane, Tile& own,
+                             ColumnSums& dC) {
+  typename MainShared<T>::Warp& warp = s.warp[lane.warp];
+  const ReadoutSums<T> readout(s.raw[tile & 3].C, lane);
+  Elements readouts = {};
+  WeightedSums<T> sums(warp.dy_weights, lane);
+  States h;
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    float v[4];
+    load4(&s.rows[tile & 1].states[lane.channel() + c][lane.state()], v);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) h[n / 2][2 * c + n % 2] = v[n];
+  }
+  float B[2][4];
+#pragma unroll
+  for (int pair = 0; pair < kPairs; ++pair) {
+    Elements delta, input;
+    warp.delta.load(lane, pair, delta);
+    warp.input.load(lane, pair, input);
+    if (pair % 2 == 0) s.cut[tile & 1].B.load(lane, pair / 2, B);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int t = 2 * pair + i;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          own.decay[t][j][k] = exp2_fast(delta[i][k / 2] * walker.rate[j][k]);
+          own.turned[t][j][k] = own.decay[t][j][k] * h[j][k];
+        }
+        product_k4(h[j], own.turned[t][j], input[i][0], input[i][1], B[j][t % 4]);
+      }
+      const Packed<T> packed(h);
+      readout.add(h, packed, lane, pair, i, readouts);
+      sums.add(h, packed, lane, pair, i, dC);
+    }
+  }
+  sums.store(lane, dC);
+  warp.readout[threadIdx.x % 32] = vector_of(readouts);
+}
+
+/// λ's new part of two tokens: ȳ ⊗ C and the readers' q ⊗ C.
+template <class T, int kProducts>
+struct Drive {
+  static constexpr bool kExact = MainShared<T>::kExact;
+  MainShared<T>& s;
+  const WarpLane& lane;
+  int tile, products;
+  float C[2][4];
+
+  __device__ void find(int pair, States (&driven)[2]) {
+    Elements dy;
+    s.warp[lane.warp].dy.load(lane, pair, dy);
+    if (pair % 2 == 1) s.cut[tile & 1].C.load(lane, pair / 2, C);
+    const float zero[4] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) product_k4(driven[i][j], zero, dy[i][0], dy[i][1], C[j][2 * (pair % 2) + i]);
+    }
+#pragma unroll(kProducts > 0 ? kProducts : 1)
+    for (int k = 0; k < products; ++k) {
+      const int reader = kExact ? k : 2 * k + lane.quad / 2;
+      Elements q;
+      float reader_C[2][2];
+      s.reader(reader).q[lane.warp][kExact ? lane.quad / 2 : 0].load(lane, pair, q);
+      s.reader(reader).C[tile & 1].load_pair(lane, pair, reader_C);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          product_k4(driven[i][j], driven[i][j], q[i][0], q[i][1], reader_C[j][i]);
+        }
+      }
+    }
+  }
+};
+
+/// The adjoint recurrence from a tile's end: λ · B, B̄, Ā and the exponents' cotangent.
+template <class T, int kProducts>
+__device__ void walk_backward(MainShared<T>& s, int tile, int products, Walker& walker, const WarpLane& lane, Tile& own,
+                              ColumnSums& dB) {
+  typename MainShared<T>::Warp& warp = s.warp[lane.warp];
+  const StateSums<T> dinput(s.raw[tile & 3].B, lane);
+  States drate;
+  const int kept = threadIdx.x % 32;
+#pragma unroll
+  for (int j = 0; j < 2; ++j) load4(reinterpret_cast<const float*>(&warp.drate[j][kept]), drate[j]);
+  const LaneSums<MainShared<T>::kExact> dexponent(lane);
+  WeightedSums<T> sums(warp.input_weights, lane);
+  Drive<T, kProducts> drive{s, lane, tile, products, {}};
+  States lambda;
+#pragma unroll
+  for (int pair = kPairs - 1; pair >= 0; --pair) {
+    Elements delta;
+    warp.delta.load(lane, pair, delta);
+    States driven[2];
+    drive.find(pair, driven);
+    Elements exponent;
+#pragma unroll
+    for (int i = 1; i >= 0; --i) {
+      const int t = 2 * pair + i;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          lambda[j][k] = driven[i][j][k] +
+                         (t == kTile - 1 ? walker.carry[j][k] : own.decay[t == kTile - 1 ? t : t + 1][j][k] * lambda[j][k]);
+          const float slope = lambda[j][k] * own.turned[t][j][k];
+          drate[j][k] += slope * delta[i][k / 2];
+          float& sum = exponent[i][k / 2];
+          sum = j == 0 && k % 2 == 0 ? slope * walker.rate[j][k] : sum + slope * walker.rate[j][k];
+        }
+      }
+      const Packed<T> packed(lambda);
+      dinput.add(lambda, packed, lane, pair, i, own.dinput);
+      sums.add(lambda, packed, lane, pair, i, dB);
+    }
+    dexponent.add(exponent, lane, pair, own.dexponent);
+  }
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) walker.carry[j][k] = own.decay[0][j][k] * lambda[j][k];
+  }
+#pragma unroll
+  for (int j = 0; j < 2; ++j) store4(reinterpret_cast<float*>(&warp.drate[j][kept]), drate[j]);
+  sums.store(lane, dB);
+}
+
+}  // namespace dm::cuda::scan::backward
