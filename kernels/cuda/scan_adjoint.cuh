@@ -1,8 +1,8 @@
 // The adjoint of the selective scan over segments of time: what the main backward kernel is given, and its pass from zero.
 #pragma once
 
-#include "kernels/cuda/scan_forward_math.cuh"
-#include "kernels/cuda/scan_lanes.cuh"
+#include "kernels/cuda/scan_backward_common.cuh"
+#include "kernels/cuda/scan_math.cuh"
 #include "kernels/cuda/scan_segments.cuh"
 
 namespace dm::cuda::scan::backward {
@@ -99,11 +99,11 @@ __global__ void __launch_bounds__(kThreads, 6) segment_kernel(const __grid_const
     load2(&stage.z[row][quad + 2], z[1]);
     load4(&stage.dout[row][quad], dout);
     load4(&s.bias[quad], bias);
-    forward::silu_pair(z[0]);
-    forward::silu_pair(z[1]);
+    silu_pair(z[0]);
+    silu_pair(z[1]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      dt[i] = inside ? forward::softplus(dt[i] + bias[i]) : 0.0f;
+      dt[i] = inside ? softplus(dt[i] + bias[i]) : 0.0f;
       dout[i] *= z[i / 2][i % 2];
     }
     float4* drive = reinterpret_cast<float4*>(&s.drive[tile & 1][row][quad]);

@@ -5,6 +5,30 @@
 
 namespace dm::cuda::scan::backward {
 
+/// Copies of 16 columns of a [T, R+2N] projection, of which `count` exist, for eight tokens by a warp.
+class ColumnCopy {
+ public:
+  __device__ ColumnCopy(const Extents& x, int b) : x_(x), b_(b) {}
+  __device__ void run(float* to, const float* from, int tile, int count) const {
+    const int thread = threadIdx.x % 32, tokens = x_.tokens - tile * kTile;
+    from += x_.column_rows(b_) + static_cast<std::int64_t>(tile) * (kTile * x_.columns);
+    if (x_.vector_columns) {
+      const int t = thread / 4, n = thread % 4 * 4;
+      copy16_async(to + thread * 4, from + t * x_.columns + n, t < tokens && n < count);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int t = thread / kStates + 2 * i, n = thread % kStates;
+        copy4_async(to + i * 32 + thread, from + t * x_.columns + n, t < tokens && n < count);
+      }
+    }
+  }
+
+ private:
+  const Extents& x_;
+  int b_;
+};
+
 /// The block's part of B̄ and C̄ of a tile: a thread sums one column of two tokens over the warps.
 struct ColumnPart {
   float* to;

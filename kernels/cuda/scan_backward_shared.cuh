@@ -6,6 +6,12 @@
 
 namespace dm::cuda::scan::backward {
 
+/// Copies of eight tokens × 64 channels of an activation, 16 bytes a thread.
+template <class T>
+struct RowCopy {
+  static constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kChannels / kEach, kCopies = kTile * kRow;
+};
+
 /// Rows of raw activations: lanes read rows two apart, which must meet no bank twice.
 template <class T>
 inline constexpr int kRawRow = kChannels + 16 / static_cast<int>(sizeof(T));
@@ -87,11 +93,17 @@ struct alignas(16) MainShared {
   __device__ Reader& reader(int k) { return reinterpret_cast<Reader*>(this + 1)[k]; }
   static __host__ __device__ constexpr int products(int readers) { return kExact ? readers : (readers + 1) / 2; }
   static __host__ __device__ constexpr int places(int readers) { return kExact ? readers : 2 * products(readers); }
+  /// For which a block has shared memory.
+  static int most_readers() {
+    int readers = 0;
+    while (bytes(readers + 1) <= kMaxShared) ++readers;
+    return readers;
+  }
   static std::size_t bytes(int readers) { return sizeof(MainShared) + sizeof(Reader) * places(readers); }
 };
 
 /// The first of a thread's two channels.
-__device__ inline int channel_of(const WarpLane& lane) {
+__device__ inline int channel_of(const Lane& lane) {
   return static_cast<int>(blockIdx.x) * kChannels + lane.channel();
 }
 

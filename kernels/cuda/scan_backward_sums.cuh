@@ -36,7 +36,7 @@ struct Packed<float> {
 };
 
 /// To the lanes that own token 2·s + i, from a product's results.
-__device__ inline void keep_token(const float (&sums)[4], const WarpLane& lane, int s, int i, Elements& to) {
+__device__ inline void keep_token(const float (&sums)[4], const Lane& lane, int s, int i, Elements& to) {
 #pragma unroll
   for (int c = 0; c < 2; ++c) to[i][c] = lane.quad == s ? sums[2 * c + i] : to[i][c];
 }
@@ -46,17 +46,17 @@ template <class T>
 struct StateSums {
   float columns[4];
 
-  __device__ StateSums(const float (*raw)[kStates], const WarpLane& lane) {
+  __device__ StateSums(const float (*raw)[kStates], const Lane& lane) {
     load4(raw[lane.pair] + lane.state(), columns);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) columns[k] = forward::nearest_piece(columns[k]);
+    for (int k = 0; k < 4; ++k) columns[k] = nearest_piece(columns[k]);
   }
-  __device__ void add(const States& v, const Packed<T>&, const WarpLane& lane, int s, int i, Elements& to) const {
+  __device__ void add(const States& v, const Packed<T>&, const Lane& lane, int s, int i, Elements& to) const {
     float sums[4] = {};
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const float row[4] = {v[j][0], v[j][2], v[j][1], v[j][3]};
-      forward::add_product_k8(sums, row, columns[2 * j], columns[2 * j + 1]);
+      add_product_k8(sums, row, columns[2 * j], columns[2 * j + 1]);
     }
     keep_token(sums, lane, s, i, to);
   }
@@ -66,20 +66,16 @@ template <>
 struct StateSums<float> {
   const float (*raw)[kStates];
 
-  __device__ StateSums(const float (*raw)[kStates], const WarpLane&) : raw(raw) {}
-  __device__ void add(const States& v, const Packed<float>&, const WarpLane& lane, int s, int i, Elements& to) const {
+  __device__ StateSums(const float (*raw)[kStates], const Lane&) : raw(raw) {}
+  __device__ void add(const States& v, const Packed<float>&, const Lane& lane, int s, int i, Elements& to) const {
     float sums[4] = {};
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      float column[2], upper[4], lower[4];
+      float column[2];
       load2(raw[lane.pair] + lane.state() + 2 * j, column);
-      const float column_upper[2] = {forward::upper_piece(column[0]), forward::upper_piece(column[1])};
+      const float upper[2] = {upper_piece(column[0]), upper_piece(column[1])};
       const float row[4] = {v[j][0], v[j][2], v[j][1], v[j][3]};
-#pragma unroll
-      for (int k = 0; k < 4; ++k) upper[k] = forward::upper_piece(row[k]), lower[k] = row[k] - upper[k];
-      forward::add_product_k8(sums, lower, column_upper[0], column_upper[1]);
-      forward::add_product_k8(sums, upper, column[0] - column_upper[0], column[1] - column_upper[1]);
-      forward::add_product_k8(sums, upper, column_upper[0], column_upper[1]);
+      add_exact_product_k8(sums, row, upper, {column[0] - upper[0], column[1] - upper[1]});
     }
     keep_token(sums, lane, s, i, to);
   }
@@ -88,12 +84,12 @@ struct StateSums<float> {
 struct PackedStateSums {
   unsigned low, high;
 
-  __device__ PackedStateSums(const float (*raw)[kStates], const WarpLane& lane) {
+  __device__ PackedStateSums(const float (*raw)[kStates], const Lane& lane) {
     float v[4];
     load4(raw[lane.pair] + lane.state(), v);
     low = pack2(v[0], v[1]), high = pack2(v[2], v[3]);
   }
-  __device__ void add(const States&, const Packed<bf16>& packed, const WarpLane& lane, int s, int i, Elements& to) const {
+  __device__ void add(const States&, const Packed<bf16>& packed, const Lane& lane, int s, int i, Elements& to) const {
     float sums[4];
     product_k16(sums, packed.at, low, high);
     keep_token(sums, lane, s, i, to);
@@ -108,19 +104,19 @@ template <bool kExact>
 struct LaneSums {
   float even, odd;
 
-  __device__ explicit LaneSums(const WarpLane& lane) : even(lane.pair % 2 ? 0.0f : 1.0f), odd(1.0f - even) {}
-  __device__ void add(const Elements& v, const WarpLane& lane, int s, Elements& to) const {
+  __device__ explicit LaneSums(const Lane& lane) : even(lane.pair % 2 ? 0.0f : 1.0f), odd(1.0f - even) {}
+  __device__ void add(const Elements& v, const Lane& lane, int s, Elements& to) const {
     float sums[4] = {}, upper[4] = {v[0][0], v[0][1], v[1][0], v[1][1]};
     if constexpr (kExact) {
       float lower[4];
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const float whole = upper[k];
-        upper[k] = forward::upper_piece(whole), lower[k] = whole - upper[k];
+        upper[k] = upper_piece(whole), lower[k] = whole - upper[k];
       }
-      forward::add_product_k8(sums, lower, even, odd);
+      add_product_k8(sums, lower, even, odd);
     }
-    forward::add_product_k8(sums, upper, even, odd);
+    add_product_k8(sums, upper, even, odd);
 #pragma unroll
     for (int i = 0; i < 2; ++i) keep_token(sums, lane, s, i, to);
   }
@@ -131,7 +127,7 @@ struct Weights {
   static constexpr int kStride = 12;
   unsigned at[kTile * kStride];
 
-  __device__ void store(const WarpLane& lane, const Elements& v) {
+  __device__ void store(const Lane& lane, const Elements& v) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) at[(2 * lane.quad + i) * kStride + lane.pair] = pack2(v[i][0], v[i][1]);
   }
@@ -153,11 +149,11 @@ struct WeightedSums {
   unsigned low, high;
   float sum[4] = {};  ///< [2·j + i]: row pair + 8·j of ColumnSums, token 2·quad + i
 
-  __device__ WeightedSums(const Weights& weights, const WarpLane& lane) {
+  __device__ WeightedSums(const Weights& weights, const Lane& lane) {
     const uint2 words = *reinterpret_cast<const uint2*>(&weights.at[lane.pair * Weights::kStride + 2 * lane.quad]);
     low = __byte_perm(words.x, words.y, 0x5410), high = __byte_perm(words.x, words.y, 0x7632);
   }
-  __device__ void add(const States&, const Packed<T>& packed, const WarpLane& lane, int s, int i, ColumnSums&) {
+  __device__ void add(const States&, const Packed<T>& packed, const Lane& lane, int s, int i, ColumnSums&) {
     const unsigned states[4] = {transposed(packed.at[0]), transposed(packed.at[2]), transposed(packed.at[1]),
                                 transposed(packed.at[3])};
     float d[4];
@@ -165,7 +161,7 @@ struct WeightedSums {
 #pragma unroll
     for (int j = 0; j < 2; ++j) sum[2 * j + i] = lane.quad == s ? d[2 * j + i] : sum[2 * j + i];
   }
-  __device__ void store(const WarpLane& lane, ColumnSums& to) const {
+  __device__ void store(const Lane& lane, ColumnSums& to) const {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int at = ColumnSums::place(lane.pair + 8 * j, lane.quad);
@@ -179,8 +175,8 @@ struct WeightedSums<float> {
   using Weight = Pieces;
   const Pieces& weights;
 
-  __device__ WeightedSums(const Pieces& weights, const WarpLane&) : weights(weights) {}
-  __device__ void add(const States& v, const Packed<float>&, const WarpLane& lane, int s, int i, ColumnSums& to) const {
+  __device__ WeightedSums(const Pieces& weights, const Lane&) : weights(weights) {}
+  __device__ void add(const States& v, const Packed<float>&, const Lane& lane, int s, int i, ColumnSums& to) const {
     Elements weight;
     weights.load_whole(lane, s, weight);
     float x[4];
@@ -193,7 +189,7 @@ struct WeightedSums<float> {
     const int row = ColumnSums::row_of(lane.state() + (upper16 ? 2 : 0) + (upper8 ? 1 : 0));
     if (lane.pair % 2 == 0) to.at[ColumnSums::place(row, s) + i] = sum;
   }
-  __device__ void store(const WarpLane&, ColumnSums&) const {}
+  __device__ void store(const Lane&, ColumnSums&) const {}
 };
 
 }  // namespace dm::cuda::scan::backward

@@ -1,9 +1,8 @@
 // A tile of the selective scan backward: how the lanes of a warp share channels, states and tokens, and how tensor cores
 // help them.
 //
-// A warp walks 16 channels through tiles of eight tokens. With lane = 4·pair + quad, a lane owns channels 2·pair, 2·pair + 1
-// and states 4·quad … 4·quad + 3 of them in steps, and the same channels of tokens 2·quad, 2·quad + 1 elementwise. This is
-// how products of tensor cores hold their results, and so they do what crosses lanes:
+// A warp walks 16 channels through tiles of eight tokens. Its lanes own elements as products of tensor cores hold their
+// results (Lane), and so products do what crosses lanes:
 //   Δu ⊗ B and ȳ ⊗ C (and q ⊗ C of readers) of 16 channels and 8 states are an m16n8k4 product each, whose four terms are
 //   the products of two 11-bit pieces of both factors: as good as a float32 product (2^-21).
 //   Sums over states (h · C, λ · B) are products whose eight columns are the tile's tokens, of which one is kept.
@@ -11,23 +10,14 @@
 // In bfloat16 those sums multiply factors of 8 bits, λ · B of 11, and add in float32; in float32 they are as good as that.
 #pragma once
 
-#include "kernels/cuda/scan_forward_math.cuh"
-#include "kernels/cuda/scan_lanes.cuh"
+#include "kernels/cuda/scan_backward_common.cuh"
+#include "kernels/cuda/scan_math.cuh"
 
 namespace dm::cuda::scan::backward {
 
 inline constexpr int kWarps = kThreads / 32;
-inline constexpr int kWarpChannels = kChannels / kWarps;
 inline constexpr int kPairs = kTile / 2;  ///< Pairs of tokens of a tile.
-static_assert(kTile == 8 && kStates == 16 && kWarpChannels == 16);
-
-struct WarpLane {
-  int warp, pair, quad;
-  __device__ WarpLane() : warp(threadIdx.x / 32), pair(threadIdx.x % 32 / 4), quad(threadIdx.x % 4) {}
-  /// Of the block's 64.
-  __device__ int channel() const { return warp * kWarpChannels + 2 * pair; }
-  __device__ int state() const { return 4 * quad; }
-};
+static_assert(kTile == 8 && kStates == 16 && kWarps * kWarpChannels == kChannels);
 
 /// What a lane holds of its states, as results of products do: [j][2·c + i] is state 4·quad + 2·j + i of its channel c.
 using States = float[2][4];
@@ -53,42 +43,35 @@ __device__ void store_pair(T* to, const bool (&inside)[2], const float (&v)[2]) 
   }
 }
 
-/// d = c + a b of pieces: rows pair and pair + 8 of term quad, column pair.
-__device__ inline void product_k4(float (&d)[4], const float (&c)[4], float a0, float a1, float b) {
-  asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(b)), "f"(c[0]), "f"(c[1]), "f"(c[2]),
-        "f"(c[3]));
-}
 /// float32 of a warp's channels in a tile, two tokens and two channels to a vector; strides are such that neither the lanes
 /// that write (all quads of two pairs at once) nor those that read meet a bank twice, nor those that read two planes.
 struct Plane {
   static constexpr int kStride = 10;
   float4 at[kPairs * kStride + 2];
 
-  __device__ void store(const WarpLane& lane, const Elements& v) { at[kStride * lane.quad + lane.pair] = vector_of(v); }
+  __device__ void store(const Lane& lane, const Elements& v) { at[kStride * lane.quad + lane.pair] = vector_of(v); }
   /// This lane's channels of tokens 2·s and 2·s + 1.
-  __device__ void load(const WarpLane& lane, int s, Elements& v) const { elements_of(at[kStride * s + lane.pair], v); }
+  __device__ void load(const Lane& lane, int s, Elements& v) const { elements_of(at[kStride * s + lane.pair], v); }
 };
 /// Both pieces of a plane's values: the first factor of products with Columns.
 struct Pieces {
   Plane piece[2];
 
-  __device__ void store(const WarpLane& lane, const Elements& v) {
+  __device__ void store(const Lane& lane, const Elements& v) {
     Elements upper, lower;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
-      for (int c = 0; c < 2; ++c) upper[i][c] = forward::upper_piece(v[i][c]), lower[i][c] = v[i][c] - upper[i][c];
+      for (int c = 0; c < 2; ++c) upper[i][c] = upper_piece(v[i][c]), lower[i][c] = v[i][c] - upper[i][c];
     }
     piece[0].store(lane, upper);
     piece[1].store(lane, lower);
   }
   /// The term that this lane gives to products.
-  __device__ void load(const WarpLane& lane, int s, Elements& v) const {
+  __device__ void load(const Lane& lane, int s, Elements& v) const {
     piece[lane.quad / 2].load(lane, s, v);
   }
-  __device__ void load_whole(const WarpLane& lane, int s, Elements& v) const {
+  __device__ void load_whole(const Lane& lane, int s, Elements& v) const {
     Elements lower;
     piece[0].load(lane, s, v);
     piece[1].load(lane, s, lower);
@@ -101,10 +84,10 @@ struct Pieces {
 };
 
 /// Terms of one piece.
-__device__ inline void store_terms(Plane (&to)[1], const WarpLane& lane, const Elements& v) {
+__device__ inline void store_terms(Plane (&to)[1], const Lane& lane, const Elements& v) {
   to[0].store(lane, v);
 }
-__device__ inline void store_terms(Plane (&to)[2], const WarpLane& lane, const Elements& v) {
+__device__ inline void store_terms(Plane (&to)[2], const Lane& lane, const Elements& v) {
   reinterpret_cast<Pieces&>(to).store(lane, v);
 }
 
@@ -122,7 +105,7 @@ struct Columns {
     const int n = thread % kStates, half = thread / kStates % 2, piece = thread / (2 * kStates);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float upper = forward::upper_piece(v[i]);
+      const float upper = upper_piece(v[i]);
       v[i] = piece ? v[i] - upper : upper;
     }
     store4(reinterpret_cast<float*>(&at[half][n / 2 % 2 * kProduct + piece * kPiece + n / 4 * 2 + n % 2]), v);
@@ -133,14 +116,14 @@ struct Columns {
     store_cut(v, thread);
   }
   /// The terms that this lane gives to the two products of each of tokens 4·half … 4·half + 3.
-  __device__ void load(const WarpLane& lane, int half, float (&v)[2][4]) const {
+  __device__ void load(const Lane& lane, int half, float (&v)[2][4]) const {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       load4(reinterpret_cast<const float*>(&at[half][j * kProduct + lane.quad % 2 * kPiece + lane.pair]), v[j]);
     }
   }
   /// Of tokens 2·s and 2·s + 1 alone.
-  __device__ void load_pair(const WarpLane& lane, int s, float (&v)[2][2]) const {
+  __device__ void load_pair(const Lane& lane, int s, float (&v)[2][2]) const {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const float4& four = at[s / 2][j * kProduct + lane.quad % 2 * kPiece + lane.pair];

@@ -10,7 +10,7 @@ struct Walker {
   States rate, carry;
 
   template <class T>
-  __device__ Walker(const MainParams<T>& p, const WarpLane& lane) {
+  __device__ Walker(const MainParams<T>& p, const Lane& lane) {
     const Extents& x = p.x;
     const int channel = channel_of(lane);
 #pragma unroll
@@ -33,7 +33,7 @@ struct Inputs {
     T at[2];
   } pair[4][2];
 
-  __device__ Inputs(const RawRows<T> (&rows)[4], const WarpLane& lane) {
+  __device__ Inputs(const RawRows<T> (&rows)[4], const Lane& lane) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
 #pragma unroll
@@ -47,8 +47,7 @@ struct Inputs {
 
 /// This lane's elements of a tile, before its steps.
 template <class T>
-__device__ void prepare(typename MainShared<T>::Warp& to, const Inputs<T>& inputs, const float4& vectors,
-                        const WarpLane& lane) {
+__device__ void prepare(typename MainShared<T>::Warp& to, const Inputs<T>& inputs, const float4& vectors, const Lane& lane) {
   const float bias[2] = {vectors.z, vectors.w};
   Elements delta, input, dy, slope, dz_factor, gating;
 #pragma unroll
@@ -58,7 +57,7 @@ __device__ void prepare(typename MainShared<T>::Warp& to, const Inputs<T>& input
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const float x = dt[c] + bias[c], gate = sigmoid(z[c]), e = exp2_fast(-kLog2e * fabsf(x)), upper = reciprocal(1.0f + e);
-      delta[i][c] = forward::softplus(x), slope[i][c] = x >= 0.0f ? upper : e * upper;
+      delta[i][c] = softplus(x), slope[i][c] = x >= 0.0f ? upper : e * upper;
       input[i][c] = delta[i][c] * u[c];
       gating[i][c] = z[c] * gate;
       dy[i][c] = dout[c] * gating[i][c];
@@ -75,7 +74,7 @@ __device__ void prepare(typename MainShared<T>::Warp& to, const Inputs<T>& input
   to.gating[at] = vector_of(gating), to.dy_kept[at] = vector_of(dy);
 }
 template <class T>
-__device__ void prepare_reader(typename MainShared<T>::Reader& reader, int tile, const WarpLane& lane) {
+__device__ void prepare_reader(typename MainShared<T>::Reader& reader, int tile, const Lane& lane) {
   Elements q;
 #pragma unroll
   for (int i = 0; i < 2; ++i) load2(&reader.rows[tile & 1][2 * lane.quad + i][lane.channel()], q[i]);
@@ -90,8 +89,7 @@ struct Tile {
 
 /// Forward through a tile: states, h · C and C̄.
 template <class T>
-__device__ void walk_forward(MainShared<T>& s, int tile, const Walker& walker, const WarpLane& lane, Tile& own,
-                             ColumnSums& dC) {
+__device__ void walk_forward(MainShared<T>& s, int tile, const Walker& walker, const Lane& lane, Tile& own, ColumnSums& dC) {
   typename MainShared<T>::Warp& warp = s.warp[lane.warp];
   const ReadoutSums<T> readout(s.raw[tile & 3].C, lane);
   Elements readouts = {};
@@ -137,7 +135,7 @@ template <class T, int kProducts>
 struct Drive {
   static constexpr bool kExact = MainShared<T>::kExact;
   MainShared<T>& s;
-  const WarpLane& lane;
+  const Lane& lane;
   int tile, products;
   float C[2][4];
 
@@ -171,7 +169,7 @@ struct Drive {
 
 /// The adjoint recurrence from a tile's end: λ · B, B̄, Ā and the exponents' cotangent.
 template <class T, int kProducts>
-__device__ void walk_backward(MainShared<T>& s, int tile, int products, Walker& walker, const WarpLane& lane, Tile& own,
+__device__ void walk_backward(MainShared<T>& s, int tile, int products, Walker& walker, const Lane& lane, Tile& own,
                               ColumnSums& dB) {
   typename MainShared<T>::Warp& warp = s.warp[lane.warp];
   const StateSums<T> dinput(s.raw[tile & 3].B, lane);

@@ -12,7 +12,7 @@
 // a clock to a multiprocessor: ex2 (16 a clock) is the bound, and Walk is about keeping its unit busy.
 #pragma once
 
-#include "kernels/cuda/scan_forward_math.cuh"
+#include "kernels/cuda/scan_math.cuh"
 
 namespace dm::cuda::scan::forward {
 
@@ -210,12 +210,7 @@ struct Readout {
     for (int j = 0; j < 2; ++j) {
       const float whole[4] = {h[0][2 * j], h[1][2 * j], h[0][2 * j + 1], h[1][2 * j + 1]};
       if constexpr (kExact) {
-        float upper[4], lower[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) upper[i] = upper_piece(whole[i]), lower[i] = whole[i] - upper[i];
-        add_product_k8(sums, lower, C[0][2 * j], C[0][2 * j + 1]);
-        add_product_k8(sums, upper, C[1][2 * j], C[1][2 * j + 1]);
-        add_product_k8(sums, upper, C[0][2 * j], C[0][2 * j + 1]);
+        add_exact_product_k8(sums, whole, {C[0][2 * j], C[0][2 * j + 1]}, {C[1][2 * j], C[1][2 * j + 1]});
       } else {
         add_product_k8(sums, whole, C[0][2 * j], C[0][2 * j + 1]);
       }

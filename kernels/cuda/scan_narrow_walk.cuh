@@ -129,12 +129,7 @@ class NarrowWalker {
     const float whole[4] = {seen[0][0], seen[1][0], seen[0][1], seen[1][1]};
     float sums[4] = {};
     if constexpr (kExact) {
-      float upper[4], lower[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) upper[k] = upper_piece(whole[k]), lower[k] = whole[k] - upper[k];
-      add_product_k8(sums, lower, C_[0][0], C_[0][1]);
-      add_product_k8(sums, upper, C_[kExact][0], C_[kExact][1]);
-      add_product_k8(sums, upper, C_[0][0], C_[0][1]);
+      add_exact_product_k8(sums, whole, C_[0], C_[kExact]);
     } else {
       add_product_k8(sums, whole, C_[0][0], C_[0][1]);
     }

@@ -54,7 +54,7 @@ class ReaderFetch {
   }
 
  private:
-  static constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kReaderChannels / kEach, kCopies = kTile * kRow;
+  static constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kWarpChannels / kEach, kCopies = kTile * kRow;
   using Slot = ReaderSlot<T>;
 
   static __device__ unsigned address(const void* shared) { return static_cast<unsigned>(__cvta_generic_to_shared(shared)); }
@@ -75,14 +75,14 @@ class ReaderFetch {
       copy(to + kRows, source.dt + row_);
     }
 #pragma unroll
-    for (int i = 0; i < kReaderChannels * kStates; i += 32 * kEach) {
+    for (int i = 0; i < kWarpChannels * kStates; i += 32 * kEach) {
       copy(state_to_ + slot + i / 2 * static_cast<int>(sizeof(T)), source.states + state_ + i);
     }
     if (turn_.part > 0) return;
     const int t = lane_ % kCopies / kRow, c = lane_ % kRow * kEach;
     const T* const z = p_.z + x.sequence(blockIdx.y, x.z_stride) +
                        static_cast<std::int64_t>((turn_.tile + warp_) * kTile + t) * x.z_stride + blockIdx.x * kChannels +
-                       turn_.group * kReaderChannels + c;
+                       turn_.group * kWarpChannels + c;
     if constexpr (kCopies == 16) {
       copy(to + 2 * kRows, second() ? p_.dout + row_ : z);
       if (!second()) copy(to + 4 * kRows, p_.gate + row_);
@@ -94,18 +94,18 @@ class ReaderFetch {
   }
   __device__ void any(const Recurrence<T>& source, Slot& slot) const {
     const Extents& x = p_.x;
-    const int first_token = (turn_.tile + warp_) * kTile, channel = blockIdx.x * kChannels + turn_.group * kReaderChannels;
+    const int first_token = (turn_.tile + warp_) * kTile, channel = blockIdx.x * kChannels + turn_.group * kWarpChannels;
     const T* const states =
         source.states + x.saved_states(blockIdx.y, turn_.tile + warp_, 0) + static_cast<std::int64_t>(channel) * kStates;
-    for (int i = lane_; i < kReaderChannels * kStates; i += 32) {
+    for (int i = lane_; i < kWarpChannels * kStates; i += 32) {
       const int c = i / kStates;
       const bool inside = first_token < x.tokens && channel + c < x.channels;
       slot.states[c % 2][c / 2][i % kStates] = inside ? states[i] : from_float<T>(0.0f);
     }
     const auto rows = [&](typename Slot::Rows& to, const T* from, int stride) {
       from += x.sequence(blockIdx.y, stride) + channel;
-      for (int i = lane_; i < kTile * kReaderChannels; i += 32) {
-        const int t = i / kReaderChannels, c = i % kReaderChannels;
+      for (int i = lane_; i < kTile * kWarpChannels; i += 32) {
+        const int t = i / kWarpChannels, c = i % kWarpChannels;
         const bool inside = first_token + t < x.tokens && channel + c < x.channels;
         to.row(t)[c] = inside ? from[static_cast<std::int64_t>(first_token + t) * stride + c] : from_float<T>(0.0f);
       }
@@ -136,9 +136,9 @@ class ReaderFetch {
     const Extents& x = p_.x;
     if (++turn_.part < p_.parts) return;
     turn_.part = 0;
-    row_ += kReaderChannels, state_ += kReaderChannels * kStates;
+    row_ += kWarpChannels, state_ += kWarpChannels * kStates;
     if (++turn_.group < turn_.groups) return;
-    const int back = turn_.groups * kReaderChannels;
+    const int back = turn_.groups * kWarpChannels;
     turn_.group = 0;
     turn_.tile += kReaderWarps;
     row_ += static_cast<std::int64_t>(kReaderWarps * kTile) * x.channels - back;
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(kReaderThreads, kReaderBlocks<T>)
   }
   __syncthreads();
 
-  const int groups = min(kChannels / kReaderChannels, (x.channels - first_channel + kReaderChannels - 1) / kReaderChannels);
+  const int groups = min(kChannels / kWarpChannels, (x.channels - first_channel + kWarpChannels - 1) / kWarpChannels);
   const int end = min((static_cast<int>(blockIdx.z) + 1) * p.tiles_a_block, (x.tokens + kTile - 1) / kTile);
   const bool columns_stay = p.parts <= kKeptColumns;
   ReaderTurn now{static_cast<int>(blockIdx.z) * p.tiles_a_block, groups};
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kReaderThreads, kReaderBlocks<T>)
     const int slot_index = static_cast<unsigned>(turn + kReaderSlots) % kReaderSlots;
     ReaderSlot<T>& slot = s.slot[slot_index];
     const ReaderPart<T>& part = p.part[now.part];
-    const int tile = now.tile + lane.warp, token = tile * kTile + 2 * lane.quad, local = now.group * kReaderChannels;
+    const int tile = now.tile + lane.warp, token = tile * kTile + 2 * lane.quad, local = now.group * kWarpChannels;
     const int channel = first_channel + local + 2 * lane.pair;
     const auto at = [&] { return x.sequence(b) + static_cast<std::int64_t>(token) * x.channels + channel; };
     ReaderPlane(&columns)[2] = s.B[columns_stay ? now.part : 0];
@@ -278,7 +278,7 @@ void run_reader(const NativeStream& native, const ScanBackwardArgs& args, const 
   p.q = pointer<T>(args.q), p.dgate = pointer<T>(args.dgate), p.gated_readout = pointer<T>(args.du);
   p.source_columns = source_columns;
   const bool whole =
-      x.vector && x.vector_columns && x.channels % kReaderChannels == 0 && x.tokens % (kReaderWarps * kTile) == 0;
+      x.vector && x.vector_columns && x.channels % kWarpChannels == 0 && x.tokens % (kReaderWarps * kTile) == 0;
   // Pieces of time: as many as give the shortest turn of the last block's warps, with one tile for their start.
   const std::int64_t tiles = pieces(x.tokens, kTile), blocks = blocks_of(x.channels) * x.batch;
   std::int64_t shortest = std::numeric_limits<std::int64_t>::max();

@@ -1,8 +1,8 @@
 // A tile at the reader of states: how the lanes of a warp share 16 channels and 16 states, and what they do with them.
 #pragma once
 
-#include "kernels/cuda/scan_forward_math.cuh"
-#include "kernels/cuda/scan_lanes.cuh"
+#include "kernels/cuda/scan_backward_common.cuh"
+#include "kernels/cuda/scan_math.cuh"
 
 namespace dm::cuda::scan::backward {
 
@@ -38,17 +38,11 @@ inline constexpr int kReaderWarps = 4, kReaderThreads = 32 * kReaderWarps;
 /// Of a multiprocessor.
 template <class T>
 inline constexpr int kReaderBlocks = std::is_same_v<T, bf16> ? 3 : 2;
-inline constexpr int kReaderChannels = 16;  ///< Of a warp's step.
 inline constexpr int kReaderSlots = 2;
 inline constexpr int kKeptColumns = 2;  ///< Slices and sources whose B stays for all channels of a tile.
 
-/// Which of a step's elements a lane owns: channels 2·pair and 2·pair + 1 with states 4·quad to 4·quad + 3, and of
-/// elementwise work these channels of tokens 2·quad and 2·quad + 1.
-struct ReaderLane {
-  int warp, lane, pair, quad;
-
-  __device__ ReaderLane()
-      : warp(threadIdx.x / 32), lane(threadIdx.x % 32), pair(threadIdx.x % 32 / 4), quad(threadIdx.x % 4) {}
+struct ReaderLane : Lane {
+  int lane = threadIdx.x % 32;  ///< Read often: kept.
 };
 
 /// For each tile of a warp its groups of channels, for each group its parts: for each slice of states the sources. The warps
@@ -79,11 +73,11 @@ template <class T>
 struct alignas(16) ReaderSlot {
   /// A row is left out in the middle, so that lanes that read every other row meet no bank twice.
   struct Rows {
-    T at[kTile + 1][kReaderChannels];
+    T at[kTile + 1][kWarpChannels];
     __device__ T* row(int token) { return at[token + token / (kTile / 2)]; }
   };
-  Rows u, dt, z, dout, gate;                  // the last three for the first step of a group
-  T states[2][kReaderChannels / 2][kStates];  // even channels, then odd ones
+  Rows u, dt, z, dout, gate;                // the last three for the first step of a group
+  T states[2][kWarpChannels / 2][kStates];  // even channels, then odd ones
   float B[kTile][kStates];
 };
 
@@ -129,9 +123,9 @@ __device__ void prepare_drive(ReaderWarpShared<T>& s, ReaderSlot<T>& slot, const
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int k = 2 * i + c;
-      delta[k] = forward::softplus(dt[c] + biases[c]);
+      delta[k] = softplus(dt[c] + biases[c]);
       const float input = delta[k] * u[c];
-      upper[k] = forward::upper_piece(input), lower[k] = input - upper[k];
+      upper[k] = upper_piece(input), lower[k] = input - upper[k];
     }
   }
   store4(s.delta.row(lane.quad, lane.pair), delta);
@@ -146,7 +140,7 @@ __device__ void prepare_columns(ReaderPlane (&columns)[2], const ReaderSlot<T>& 
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
     const float whole = upper[n];
-    upper[n] = forward::upper_piece(whole), lower[n] = whole - upper[n];
+    upper[n] = upper_piece(whole), lower[n] = whole - upper[n];
   }
   // State 4·quad + 2·j + i is column 2·quad + i of product j.
 #pragma unroll
@@ -206,7 +200,7 @@ struct ReaderColumns {
     }
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      C[0][j] = kExact ? forward::upper_piece(whole[j]) : forward::nearest_piece(whole[j]);
+      C[0][j] = kExact ? upper_piece(whole[j]) : nearest_piece(whole[j]);
       if constexpr (kExact) C[1][j] = whole[j] - C[0][j];
     }
   }
@@ -216,14 +210,9 @@ struct ReaderColumns {
     for (int j = 0; j < 2; ++j) {
       const float whole[4] = {h[0][2 * j], h[1][2 * j], h[0][2 * j + 1], h[1][2 * j + 1]};
       if constexpr (kExact) {
-        float upper[4], lower[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) upper[i] = forward::upper_piece(whole[i]), lower[i] = whole[i] - upper[i];
-        forward::add_product_k8(sums, lower, C[0][2 * j], C[0][2 * j + 1]);
-        forward::add_product_k8(sums, upper, C[1][2 * j], C[1][2 * j + 1]);
-        forward::add_product_k8(sums, upper, C[0][2 * j], C[0][2 * j + 1]);
+        add_exact_product_k8(sums, whole, {C[0][2 * j], C[0][2 * j + 1]}, {C[1][2 * j], C[1][2 * j + 1]});
       } else {
-        forward::add_product_k8(sums, whole, C[0][2 * j], C[0][2 * j + 1]);
+        add_product_k8(sums, whole, C[0][2 * j], C[0][2 * j + 1]);
       }
     }
   }
@@ -274,7 +263,7 @@ __device__ void walk_tile(ReaderWarpShared<T>& s, ReaderPlane (&columns)[2], con
     for (int i = 0; i < 2; ++i) {
       float added[2][4], sums[4] = {};
 #pragma unroll
-      for (int j = 0; j < 2; ++j) forward::product_k4(added[j], input[2 * i], input[2 * i + 1], B[2 * i + j]);
+      for (int j = 0; j < 2; ++j) product_k4(added[j], input[2 * i], input[2 * i + 1], B[2 * i + j]);
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
 #pragma unroll

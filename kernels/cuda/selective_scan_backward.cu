@@ -10,6 +10,8 @@
 // Partial sums over a block's 64 channels (B̄, C̄) and over time (Ā, D̄, dt_bias) go to scratch; reduce kernels add them in a
 // fixed order. More than 16 states: a launch for each slice of 16, with the sums over states of the slices before in planes
 // of scratch. Before all this: scan_reader.cuh where there are sources, scan_adjoint.cuh where time is cut into segments.
+#include <string>
+
 #include "kernels/cuda/scan_backward_fetch.cuh"
 #include "kernels/cuda/scan_backward_walk.cuh"
 #include "kernels/cuda/scan_reader.cuh"
@@ -40,7 +42,7 @@ __device__ void add_slices(const MainParams<T>& p, const std::int64_t (&at)[2], 
 
 /// Everything elementwise that needs the sums over states. kPlain: rows are aligned and there is one slice.
 template <bool kPlain, class T>
-__device__ void finish(const MainParams<T>& p, MainShared<T>& s, int tile, const WarpLane& lane, Tile& own) {
+__device__ void finish(const MainParams<T>& p, MainShared<T>& s, int tile, const Lane& lane, Tile& own) {
   const Extents& x = p.x;
   const typename MainShared<T>::Warp& warp = s.warp[lane.warp];
   const typename MainShared<T>::Rows& rows = s.rows[tile & 1];
@@ -89,7 +91,7 @@ __device__ void finish(const MainParams<T>& p, MainShared<T>& s, int tile, const
 }
 
 template <class T>
-__device__ void begin_outputs(const MainParams<T>& p, MainShared<T>& s, const WarpLane& lane) {
+__device__ void begin_outputs(const MainParams<T>& p, MainShared<T>& s, const Lane& lane) {
   const Extents& x = p.x;
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.y) * x.tokens + 2 * lane.quad;
   s.totals[threadIdx.x] = {};
@@ -111,7 +113,7 @@ __device__ void begin_outputs(const MainParams<T>& p, MainShared<T>& s, const Wa
 
 /// Sums over time of a walk.
 template <class T>
-__device__ void store_walk(const MainParams<T>& p, MainShared<T>& s, const WarpLane& lane) {
+__device__ void store_walk(const MainParams<T>& p, MainShared<T>& s, const Lane& lane) {
   const Extents& x = p.x;
   const std::int64_t walk = static_cast<std::int64_t>(blockIdx.y) * p.segments.count + blockIdx.z;
   const float4 totals = s.totals[threadIdx.x];
@@ -139,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   Shared& s = *reinterpret_cast<Shared*>(shared_bytes);
   const int readers = kProducts == 0 ? 0 : p.readers;
-  const WarpLane lane;
+  const Lane lane;
   Walker walker(p, lane);
   const Fetch<T> fetch{p, s, readers};
   fetch.begin();
@@ -239,7 +241,10 @@ void run_main(const NativeStream& native, const MainParams<T>& p) {
   const dim3 grid(static_cast<unsigned>(blocks_of(p.x.channels)), static_cast<unsigned>(p.x.batch),
                   static_cast<unsigned>(p.segments.count));
   const std::size_t shared = MainShared<T>::bytes(p.readers);
-  require(shared <= kMaxShared, "the selective scan's backward on a GPU has no shared memory for so many readers");
+  if (shared > kMaxShared) {
+    fail("a GPU has no shared memory for a selective scan's backward with more than " +
+         std::to_string(MainShared<T>::most_readers()) + " readers (layers above that read a layer's states)");
+  }
   const int products = MainShared<T>::products(p.readers);
   const auto kernel = products == 0 ? main_kernel<T, 0> : products == 1 ? main_kernel<T, 1> : main_kernel<T, -1>;
   launch(kernel, grid, shared, native, p);

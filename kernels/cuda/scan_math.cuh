@@ -1,9 +1,9 @@
-// Arithmetic of the selective scan forward: products of tensor cores, pieces of numbers for them, fast functions.
+// Arithmetic of the selective scan: products of tensor cores, pieces of numbers for them, fast functions.
 #pragma once
 
 #include "kernels/cuda/scan_common.cuh"
 
-namespace dm::cuda::scan::forward {
+namespace dm::cuda::scan {
 
 /// The upper 11 bits of x: a tf32 number; x less it is one too, but for bits under 2^-21 of x.
 __device__ inline float upper_piece(float x) {
@@ -20,6 +20,13 @@ __device__ inline void product_k4(float (&d)[4], float a0, float a1, float b) {
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
       : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(b)), "f"(0.0f));
 }
+/// d = c + a b of pieces: rows pair and pair + 8 of term quad, column pair.
+__device__ inline void product_k4(float (&d)[4], const float (&c)[4], float a0, float a1, float b) {
+  asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(b)), "f"(c[0]), "f"(c[1]), "f"(c[2]),
+        "f"(c[3]));
+}
 /// d += a b for a of (row, term) (pair, quad), (pair + 8, quad), (pair, quad + 4), (pair + 8, quad + 4), b of (term, column)
 /// (quad, pair), (quad + 4, pair).
 __device__ inline void add_product_k8(float (&d)[4], const float (&a)[4], float b0, float b1) {
@@ -27,6 +34,16 @@ __device__ inline void add_product_k8(float (&d)[4], const float (&a)[4], float 
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
         "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+/// The same of both pieces of a, with b cut into its own: 2^-20.
+__device__ inline void add_exact_product_k8(float (&d)[4], const float (&a)[4], const float (&b_upper)[2],
+                                            const float (&b_lower)[2]) {
+  float upper[4], lower[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) upper[i] = upper_piece(a[i]), lower[i] = a[i] - upper[i];
+  add_product_k8(d, lower, b_upper[0], b_upper[1]);
+  add_product_k8(d, upper, b_lower[0], b_lower[1]);
+  add_product_k8(d, upper, b_upper[0], b_upper[1]);
 }
 
 /// log1p(exp(x)), relative error below 4e-7: max(x, 0) + log1p(e) with e = exp(−|x|), and log1p(e) / e a polynomial.
@@ -50,4 +67,4 @@ __device__ inline void silu_pair(float (&z)[2]) {
   z[0] *= both * b, z[1] *= both * a;
 }
 
-}  // namespace dm::cuda::scan::forward
+}  // namespace dm::cuda::scan
