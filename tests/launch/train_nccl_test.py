@@ -8,6 +8,8 @@ from gpu_runs import BF16_CURVE, F32_CURVE, GpuTest
 from harness import RETRYABLE, STEPS, fault, main_on_gpus, mpirun, run
 
 DATA, TENSOR = {"ranks": 2}, {"ranks": 2, "tensor": 2}
+# Tensors of more than 1 MiB, which a tensor group on one host moves over shared memory instead of NCCL.
+LARGE = {"model__d_model": 512, "train__batch": 4, "train__sequence": 2048, "data__synthetic": "true", "data__train": None}
 KILLED = 128 + 9  # mpirun gives the exit code of the process that died first
 
 
@@ -30,6 +32,14 @@ class TwoGpus(GpuTest):
             self.train(f"parts {name}", **grid, train__stop_at=3)
             self.train(f"parts {name}", **grid, resume="must")
             self.assert_same_run(f"straight {name}", f"parts {name}")
+
+    def test_tensors_on_shared_memory(self):
+        for dtype, bound in (("float32", F32_CURVE), ("bfloat16", BF16_CURVE)):
+            self.train(f"large one {dtype}", train__dtype=dtype, **LARGE)
+            for name in ("large tensor", "large again"):
+                self.train(f"{name} {dtype}", **TENSOR, train__dtype=dtype, **LARGE)
+            self.assert_same_run(f"large tensor {dtype}", f"large again {dtype}")
+            self.assert_same_curve(f"large tensor {dtype}", f"large one {dtype}", bound)
 
     def test_checkpoints_go_over_every_grid(self):
         for grid, last in (({}, 2), (DATA, 4), (TENSOR, 6), ({"run__device": "cpu"}, 7), (DATA, STEPS)):
@@ -64,10 +74,12 @@ class Failures(GpuTest):
         self.assert_same_run("killed", "undisturbed")
 
     def test_hangs(self):
-        result = self.train("hanging", ranks=2, parallel__watchdog_seconds=3, code=RETRYABLE,
-                            inject=[fault(1, 3, "forward", "hang")])
-        self.assertRegex(result.err, r"culprit: rank 1 ")
-        self.assertEqual(result.err.count("culprit:"), 1, result)
+        """Others wait on their GPUs, for NCCL's kernels or for a place in shared memory; the watchdog ends them."""
+        for name, options in (("data", DATA), ("tensor", {**TENSOR, **LARGE})):
+            result = self.train(f"hanging {name}", **options, parallel__watchdog_seconds=3, code=RETRYABLE,
+                                inject=[fault(1, 3, "forward", "hang")])
+            self.assertRegex(result.err, r"culprit: rank 1 ")
+            self.assertEqual(result.err.count("culprit:"), 1, result)
 
 
 if __name__ == "__main__":
