@@ -155,7 +155,7 @@ void run_segments(const NativeStream& native, MainParams<T> p) {
   const dim3 grid(static_cast<unsigned>(blocks_of(p.x.channels)), static_cast<unsigned>(p.x.batch),
                   static_cast<unsigned>(p.pieces.count - p.pieces.each));
   for (p.slice = 0; p.slice < p.x.slices; ++p.slice) {
-    launch(segment_kernel<T>, grid, SegmentShared<T>::bytes(p.readers), native, p);
+    launch(segment_kernel<T>, grid, kThreads, SegmentShared<T>::bytes(p.readers), native, p);
   }
   run_enter_segments(native, p.x, p.own, p.pieces, p.segments, nullptr, true);
 }

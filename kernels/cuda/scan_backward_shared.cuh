@@ -46,9 +46,6 @@ struct alignas(16) ColumnCursor {
   float* to;
   int from, token;
 };
-__device__ inline unsigned shared_address(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
 
 template <class T>
 struct alignas(16) MainShared {

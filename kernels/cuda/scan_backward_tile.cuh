@@ -30,18 +30,6 @@ __device__ inline float4 vector_of(const Elements& v) {
 __device__ inline void elements_of(const float4& vector, Elements& v) {
   v[0][0] = vector.x, v[0][1] = vector.y, v[1][0] = vector.z, v[1][1] = vector.w;
 }
-/// Two neighbours, those inside; at once where pairs are aligned, which are all inside or none.
-template <bool kAligned, class T>
-__device__ void store_pair(T* to, const bool (&inside)[2], const float (&v)[2]) {
-  if constexpr (kAligned) {
-    if (inside[0]) store2(to, v);
-  } else {
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      if (inside[c]) to[c] = from_float<T>(v[c]);
-    }
-  }
-}
 
 /// float32 of a warp's channels in a tile, two tokens and two channels to a vector; strides are such that neither the lanes
 /// that write (all quads of two pairs at once) nor those that read meet a bank twice, nor those that read two planes.

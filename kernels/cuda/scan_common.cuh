@@ -35,15 +35,16 @@ struct Softplus {
   }
 };
 
+__device__ inline unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
 /// 16 or 4 bytes from global to shared memory, zeros instead when not `valid`; `from` must be an address all the same.
 __device__ inline void copy16_async(void* to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
-               "l"(from), "r"(valid ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
                : "memory");
 }
 __device__ inline void copy4_async(void* to, const void* from, bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
-               "l"(from), "r"(valid ? 4 : 0)
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 4 : 0)
                : "memory");
 }
 /// Waits for all copies of this thread; a barrier after it shows them to the block.
@@ -64,6 +65,18 @@ __device__ inline void store2(float* to, const float (&x)[2]) {
 }
 __device__ inline void store2(bf16* to, const float (&x)[2]) {
   *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(x[0], x[1]);
+}
+/// Two neighbours, those inside; at once where pairs are aligned, which are all inside or none.
+template <bool kAligned, class T>
+__device__ void store_pair(T* to, const bool (&inside)[2], const float (&v)[2]) {
+  if constexpr (kAligned) {
+    if (inside[0]) store2(to, v);
+  } else {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      if (inside[c]) to[c] = from_float<T>(v[c]);
+    }
+  }
 }
 __device__ inline void load4(const float* from, float (&x)[4]) {
   const float4 v = *reinterpret_cast<const float4*>(from);
@@ -210,11 +223,15 @@ __device__ void store_row(T* row, int channel, const Extents& x, const float (&v
   }
 }
 
+/// Slices of states of all recurrences of a call.
+inline constexpr int kMaxParts = kMaxScanStates / kStates;
+
 /// Launches with `shared` bytes of dynamic shared memory.
 template <class Params>
-void launch(void (*kernel)(Params), dim3 grid, std::size_t shared, const NativeStream& native, const Params& params) {
+void launch(void (*kernel)(Params), dim3 grid, int threads, std::size_t shared, const NativeStream& native,
+            const Params& params) {
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-  kernel<<<grid, kThreads, shared, native.stream>>>(params);
+  kernel<<<grid, threads, shared, native.stream>>>(params);
   CUDA_CHECK(cudaGetLastError());
 }
 

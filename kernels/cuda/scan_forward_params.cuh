@@ -6,7 +6,6 @@
 
 namespace dm::cuda::scan::forward {
 
-inline constexpr int kMaxParts = 32;
 /// Recurrences that fit into registers: the layer's own and two sources. More, or more than 16 states, take the sliced
 /// kernel.
 inline constexpr int kMaxFastSources = 2;
@@ -156,12 +155,7 @@ struct Output {
       }
       T* const row = to + static_cast<std::int64_t>(i) * x.channels;
       const bool inside = begin + 2 * lane.quad + i < tokens && channel < x.channels;
-      if constexpr (kAligned) {
-        if (inside) store2(row, y);
-      } else if (inside) {
-        row[0] = from_float<T>(y[0]);
-        if (channel + 1 < x.channels) row[1] = from_float<T>(y[1]);
-      }
+      store_pair<kAligned>(row, {inside, inside && channel + 1 < x.channels}, y);
     }
   }
 };

@@ -59,12 +59,17 @@ __device__ inline float softplus(float x) {
   p = p * e + 0.999999821f;
   return fmaxf(x, 0.0f) + e * p;
 }
-
-/// z0 · sigmoid(z0) and z1 · sigmoid(z1) with one reciprocal. Below −43 the sigmoid stays at e^-43.
-__device__ inline void silu_pair(float (&z)[2]) {
-  const float a = 1.0f + exp2_fast(fminf(-kLog2e * z[0], 62.0f)), b = 1.0f + exp2_fast(fminf(-kLog2e * z[1], 62.0f));
+/// 1 / (1 + exp(−x)) of two numbers with one reciprocal. Below −43 it stays at e^-43.
+__device__ inline void sigmoid_pair(const float (&x)[2], float (&sigmoid)[2]) {
+  const float a = 1.0f + exp2_fast(fminf(-kLog2e * x[0], 62.0f)), b = 1.0f + exp2_fast(fminf(-kLog2e * x[1], 62.0f));
   const float both = reciprocal(a * b);
-  z[0] *= both * b, z[1] *= both * a;
+  sigmoid[0] = both * b, sigmoid[1] = both * a;
+}
+/// z0 · sigmoid(z0) and z1 · sigmoid(z1).
+__device__ inline void silu_pair(float (&z)[2]) {
+  float sigmoid[2];
+  sigmoid_pair(z, sigmoid);
+  z[0] *= sigmoid[0], z[1] *= sigmoid[1];
 }
 
 }  // namespace dm::cuda::scan

@@ -20,13 +20,9 @@ template <bool kWhole, class T>
 __device__ void store_elements(T* rows, const Extents& x, int token, int channel, const float (&values)[4]) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    T* const row = rows + i * x.channels;
-    if constexpr (kWhole) {
-      store2(row, {values[2 * i], values[2 * i + 1]});
-    } else if (token + i < x.tokens && channel < x.channels) {
-      row[0] = from_float<T>(values[2 * i]);
-      if (channel + 1 < x.channels) row[1] = from_float<T>(values[2 * i + 1]);
-    }
+    const bool inside = kWhole || (token + i < x.tokens && channel < x.channels);
+    store_pair<kWhole>(rows + i * x.channels, {inside, inside && channel + 1 < x.channels},
+                       {values[2 * i], values[2 * i + 1]});
   }
 }
 
@@ -154,10 +150,7 @@ void run_reader(const NativeStream& native, const ScanBackwardArgs& args, const 
   const dim3 grid(static_cast<unsigned>(blocks_of(x.channels)), static_cast<unsigned>(x.batch),
                   static_cast<unsigned>(pieces(tiles, p.tiles_a_block)));
   const auto kernel = whole ? reader_kernel<T, true> : reader_kernel<T, false>;
-  const std::size_t shared = ReaderShared<T>::bytes(p.parts);
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-  kernel<<<grid, kReaderThreads, shared, native.stream>>>(p);
-  CUDA_CHECK(cudaGetLastError());
+  launch(kernel, grid, kReaderThreads, ReaderShared<T>::bytes(p.parts), native, p);
 }
 
 }  // namespace dm::cuda::scan::backward

@@ -23,8 +23,8 @@ class ReaderFetch {
     const int tile = turn_.tile + warp_;
     row_ = x.sequence(blockIdx.y) + static_cast<std::int64_t>(tile * kTile + t) * x.channels + channel + c;
     state_ = x.saved_states(blockIdx.y, tile, 0) + static_cast<std::int64_t>(channel) * kStates + i;
-    row_to_ = address(s.slot[0].u.row(t) + c) + (second() ? sizeof s.slot[0].u : 0);
-    state_to_ = address(&s.slot[0].states[i / kStates % 2][i / kStates / 2][i % kStates]);
+    row_to_ = shared_address(s.slot[0].u.row(t) + c) + (second() ? sizeof s.slot[0].u : 0);
+    state_to_ = shared_address(&s.slot[0].states[i / kStates % 2][i / kStates / 2][i % kStates]);
     keep(row_to_), keep(state_to_);
   }
 
@@ -47,7 +47,6 @@ class ReaderFetch {
   static constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kWarpChannels / kEach, kCopies = kTile * kRow;
   using Slot = ReaderSlot<T>;
 
-  static __device__ unsigned address(const void* shared) { return static_cast<unsigned>(__cvta_generic_to_shared(shared)); }
   static __device__ void copy(unsigned to, const T* from) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
   }

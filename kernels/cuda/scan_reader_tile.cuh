@@ -6,8 +6,6 @@
 
 namespace dm::cuda::scan::backward {
 
-inline constexpr int kMaxParts = 32;  ///< Slices of states, each of every source.
-
 /// A source's recurrence in a slice of its states: `states` and `dbc` begin at what the slice reads, its saved states and
 /// its columns of B.
 template <class T>
@@ -101,13 +99,6 @@ struct alignas(16) ReaderShared {
   __device__ Part& part(int i) { return reinterpret_cast<Part*>(this + 1)[i]; }
   static std::size_t bytes(int parts) { return sizeof(ReaderShared) + sizeof(Part) * parts; }
 };
-
-/// 1 / (1 + exp(−x)) of two numbers with one reciprocal. Below −43 it stays at e^-43.
-__device__ inline void sigmoid_pair(const float (&x)[2], float (&sigmoid)[2]) {
-  const float a = 1.0f + exp2_fast(fminf(-kLog2e * x[0], 62.0f)), b = 1.0f + exp2_fast(fminf(-kLog2e * x[1], 62.0f));
-  const float both = reciprocal(a * b);
-  sigmoid[0] = both * b, sigmoid[1] = both * a;
-}
 
 /// Δ and the two pieces of Δu of this lane's elements.
 template <class T>

@@ -247,7 +247,7 @@ void run_main(const NativeStream& native, const MainParams<T>& p) {
   }
   const int products = MainShared<T>::products(p.readers);
   const auto kernel = products == 0 ? main_kernel<T, 0> : products == 1 ? main_kernel<T, 1> : main_kernel<T, -1>;
-  launch(kernel, grid, shared, native, p);
+  launch(kernel, grid, kThreads, shared, native, p);
 }
 
 /// The extents, with rows that may be copied 16 bytes at a time when every activation of the call allows it.

@@ -276,15 +276,6 @@ __global__ void __launch_bounds__(threads_of<1 + kSources>(), kSources == 0 ? 2 
   }
 }
 
-/// Launches with `shared` bytes of dynamic shared memory.
-template <class T>
-void launch(void (*kernel)(ForwardParams<T>), dim3 grid, int threads, std::size_t shared, const NativeStream& native,
-            const ForwardParams<T>& p) {
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-  kernel<<<grid, threads, shared, native.stream>>>(p);
-  CUDA_CHECK(cudaGetLastError());
-}
-
 /// Gives each recurrence its segments, in the stream's workspace.
 template <class T>
 void lay_out_segments(ForwardParams<T>& p, const NativeStream& native, int segments) {
