@@ -41,6 +41,12 @@ MemoryPlan plan_memory(const TrainOptions& options, int data_size, int tensor_si
                              compute_dtype_of(options, kind));
   const PartitionedAdamW optimizer(store, grid, {}, report);
   const LanguageModel model(options.model, store, *grid.tensor);
+  std::vector<Buffer> workspaces;  // of groups on one host
+  for (const int size : {data_size, tensor_size}) {
+    if (kind == DeviceKind::cuda && size > 1) {
+      workspaces.emplace_back("staging between GPUs", kSharingBytes, device, report);
+    }
+  }
 
   Arena arena(kind);
   const Shape shape{micro_batch_of(options.train, data_size), options.train.sequence};

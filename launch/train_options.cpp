@@ -87,8 +87,9 @@ void add_parallel(OptionTable& table, TrainOptions::Parallel& parallel) {
   table.add("parallel.tensor", parallel.tensor, "Ranks that share one copy of the model.", kFromOne);
   table.add(
       "parallel.overlap", parallel.overlap,
-      "Reduce gradients and gather values beside computation. auto: where data ranks are on several nodes; within one, "
-      "doing it alone takes less time than the kernels beside it would lose.",
+      "Reduce gradients and gather values beside computation. auto: both where data ranks are on several nodes; within "
+      "one, values by copy engines beside computation, and gradients alone, which takes less time than the kernels beside "
+      "them would lose.",
       {"auto", "true", "false"});
   table.add("parallel.nvlink_multicast", parallel.nvlink_multicast,
             "Let NCCL use NVLink multicast, which needs GPUs and a fabric that are this job's alone; NCCL_NVLS_ENABLE in the "

@@ -24,12 +24,22 @@ DType compute_dtype_of(const TrainOptions& options, DeviceKind device) {
 
 namespace {
 
+/// NCCL's blocks take multiprocessors from the kernels beside them: worth it only where the network is slower than a node's.
 /// On the CPU work is done as it is given, so blocks may as well go one by one, as soon as they can.
-bool overlaps(const std::string& option, Device device, Communicator& data_on_host) {
+bool reduces_beside(const std::string& option, Device device, Communicator& data_on_host) {
   if (option != "auto") return option == "true";
   if (device.kind == DeviceKind::cpu) return true;
   const std::vector<std::string> hosts = gather_texts(data_on_host, host_name());
   return std::any_of(hosts.begin(), hosts.end(), [&](const std::string& host) { return host != hosts.front(); });
+}
+
+/// Lets the GPUs of a group on one host reach `memories`; the group's workspace, or nothing where it is no such group.
+Buffer share(Communicator& group, Communicator& on_host, const std::vector<const Buffer*>& memories, Device device,
+             MemoryReport& report) {
+  if (group.size() == 1 || device.kind == DeviceKind::cpu) return {};
+  Buffer workspace("staging between GPUs", kSharingBytes, device, report);
+  if (!group.share(on_host, memories, workspace)) return {};
+  return workspace;
 }
 
 }  // namespace
@@ -39,7 +49,7 @@ TrainingStep::TrainingStep(const TrainOptions& options, Grid& grid, Device devic
       grid_(grid),
       stream_(device, trace),
       communication_(device, trace),
-      overlaps_(overlaps(options.parallel.overlap, device, grid.data_on_host())),
+      reduces_beside_(reduces_beside(options.parallel.overlap, device, grid.data_on_host())),
       plan_(plan_memory(options, grid.data->size(), grid.tensor->size(), device.kind)) {
   const TrainOptions::Optimizer& o = options.optimizer;
   const PartitionedAdamW::Settings settings{.beta1 = static_cast<float>(o.beta1),
@@ -62,7 +72,10 @@ TrainingStep::TrainingStep(const TrainOptions& options, Grid& grid, Device devic
     tokens_ = Buffer("tokens", micro_batch_of(options.train, grid.data->size()) * token_bytes, device, memory);
   }
   Buffer activations("activations", plan_.activation_bytes, device, memory);
-  if (grid.tensor->size() > 1) grid.tensor->share(grid.tensor_on_host(), activations);
+  tensor_sharing_ = share(*grid.tensor, grid.tensor_on_host(), {&activations}, device, memory);
+  data_sharing_ = share(*grid.data, grid.data_on_host(), store_->shared_over_data(), device, memory);
+  // Copy engines need nothing of the multiprocessors.
+  gathers_beside_ = reduces_beside_ || (options.parallel.overlap == "auto" && data_sharing_.bytes() > 0);
   arena_.emplace(std::move(activations));
   gathered_.resize(static_cast<std::size_t>(store_->partition().blocks()));
 }
@@ -121,7 +134,7 @@ void TrainingStep::accumulate(Sequences& sequences, const AtPoint& at_point) {
         .gradient_done =
             [&](int block) {
               if (at_once) backward_point();
-              if (last && overlaps_) reduce(block);
+              if (last && reduces_beside_) reduce(block);
             }};
     LanguageModel::Options options = model_options(options_.train);
     options.gradients = first ? Accumulate::overwrite : Accumulate::add;
@@ -131,8 +144,8 @@ void TrainingStep::accumulate(Sequences& sequences, const AtPoint& at_point) {
         .run(stream_, [&] {
           model_->forward_backward(stream_, *arena_, batch.tokens, batch.targets, scale, options, results().flat(0, 1),
                                    hooks);
-          if (last && overlaps_) reduced_.hold(stream_);
-          if (last && !overlaps_) optimizer_->reduce_all(stream_);
+          if (last && reduces_beside_) reduced_.hold(stream_);
+          if (last && !reduces_beside_) optimizer_->reduce_all(stream_);
         });
     if (!at_once) backward_point();
   }
@@ -149,9 +162,9 @@ void TrainingStep::start(Sequences& sequences, double lr, const AtPoint& at_poin
   optimizer_->add_gradient_norm_squared(stream_, norm_squared);
   grid_.data->all_reduce(stream_, loss_sum);
   optimizer_->update(stream_, static_cast<float>(lr), loss_sum, norm_squared, [&](int block) {
-    if (overlaps_) gather(block);
+    if (gathers_beside_) gather(block);
   });
-  if (!overlaps_) optimizer_->gather_all(stream_);
+  if (!gathers_beside_) optimizer_->gather_all(stream_);
   copy(stream_, results(), slot.results.tensor({2}, DType::f32));
   slot.done.record(stream_);
   ++started_;

@@ -25,10 +25,11 @@ struct Sequences {
   std::vector<std::int32_t> targets;
 };
 
-/// Works for the trainer and for bench-step alike. Collective over the grid. With parallel.overlap gradients are reduced on
-/// a second stream while backward goes on, and updated values are gathered there while the next forward begins; else each is
-/// one operation between computations. On a GPU the host runs ahead: `start` returns when the step is given to the device,
-/// forward and backward as a graph that is recorded once, and the one read of a step is `finish`.
+/// Works for the trainer and for bench-step alike. Collective over the grid. Where parallel.overlap says so, gradients are
+/// reduced on a second stream while backward goes on, and updated values are gathered there while later blocks are updated
+/// and the next forward begins; else each is one operation between computations. On a GPU the host runs ahead: `start`
+/// returns when the step is given to the device, forward and backward as a graph that is recorded once, and the one read of
+/// a step is `finish`.
 class TrainingStep {
  public:
   /// What a step gave, the same on every rank.
@@ -87,13 +88,15 @@ class TrainingStep {
   Grid& grid_;
   Stream stream_;
   Stream communication_;
-  bool overlaps_;
+  bool reduces_beside_;
+  bool gathers_beside_ = false;
   MemoryPlan plan_;
   std::optional<ParameterStore> store_;
   std::optional<PartitionedAdamW> optimizer_;
   std::optional<LanguageModel> model_;
   std::optional<Arena> arena_;
   Buffer results_, tokens_;
+  Buffer data_sharing_, tensor_sharing_;  // workspaces of the groups, where these are GPUs of one host
   std::array<Slot, 2> slots_;
   std::int64_t started_ = 0, finished_ = 0;
   RepeatedWork first_micro_batch_, next_micro_batches_, last_micro_batch_;  // the last may be the first

@@ -51,6 +51,8 @@ class ParameterStore {
   Device device() const { return device_; }
 
   const BlockPartition& partition() const { return partition_; }
+  /// The memory of values and gradients, laid out alike on every data rank.
+  std::vector<const Buffer*> shared_over_data() const { return {&matrices_, &small_, &gradients_}; }
 
   /// The values of a block, padding included, in its dtype.
   Tensor values(int block) const;

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "runtime/buffer.h"
 #include "runtime/stream.h"
@@ -28,6 +29,9 @@ struct CommunicatorCounters {
   std::int64_t calls = 0;
   std::int64_t bytes = 0;
 };
+
+/// Size of the workspace of share(), through which sums pass in pieces.
+inline constexpr std::int64_t kSharingBytes = std::int64_t{32} << 20;
 
 /// A fixed group of `size()` ranks of which this process is `rank()`. Every rank of the group calls the same collectives in
 /// the same order with tensors of the same shape and type. Counts come from the tensors and may pass 2^31 elements.
@@ -67,10 +71,13 @@ class Communicator {
     end_together();
   }
 
-  /// Collective over the group, with `host` the same ranks for host tensors. Device tensors inside `memory`, which every
-  /// rank lays out alike and keeps as long as it uses the group, may from now on go the shortest way between the GPUs of a
-  /// host; collectives on them are given to one stream at a time. False when there is no such way, and nothing changes.
-  virtual bool share(Communicator& /*host*/, const Buffer& /*memory*/) { return false; }
+  /// Collective over the group, once, with `host` the same ranks for host tensors. Device tensors inside one of `memories`,
+  /// which every rank lays out alike, may from now on go the shortest way between the GPUs of a host, by means of
+  /// `workspace`, kSharingBytes that are still zero and belong to the group. All are kept as long as the group is used.
+  /// Collectives on such tensors are given to one stream at a time. False when there is no such way, and nothing changes.
+  virtual bool share(Communicator& /*host*/, const std::vector<const Buffer*>& /*memories*/, const Buffer& /*workspace*/) {
+    return false;
+  }
 
   /// The ranks that pass the same color, ordered by key, as a new group. Collective.
   virtual std::unique_ptr<Communicator> split(int color, int key, std::string name) = 0;

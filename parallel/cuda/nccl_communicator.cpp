@@ -64,8 +64,8 @@ class NcclCommunicator final : public Communicator {
 
   void abort(int exit_code) override { ::_exit(exit_code); }
 
-  bool share(Communicator& host, const Buffer& memory) override {
-    peers_ = PeerCopies::open(host, memory);
+  bool share(Communicator& host, const std::vector<const Buffer*>& memories, const Buffer& workspace) override {
+    peers_ = PeerCopies::open(host, memories, workspace);
     return peers_ != nullptr;
   }
 

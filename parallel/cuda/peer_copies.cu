@@ -2,13 +2,14 @@
 // and a meeting (all have been read). In a meeting the GPU's front end, not a kernel, which would wait for a multiprocessor,
 // writes a one to every other rank's board, waits for theirs on its own, and clears them. Entry and exit have a place each
 // on the boards: a rank that is a meeting ahead, which is as far as it gets, then never writes where another is yet to
-// clear. Sums come through a staging area, a piece at a time.
+// clear. Sums come through a staging area, a piece at a time. Boards and staging area are the workspace.
 #include "parallel/cuda/peer_copies.h"
 
 #include <cuda.h>
 #include <cuda_bf16.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <vector>
 
@@ -19,7 +20,7 @@ namespace dm {
 namespace {
 
 constexpr int kMaxRanks = 32;
-constexpr std::int64_t kStagingBytes = std::int64_t{32} << 20;
+constexpr std::int64_t kBoardBytes = 2 * kMaxRanks * sizeof(unsigned);  // [meeting, kMaxRanks], written by the others
 constexpr int kThreads = 256;
 
 enum Meeting : int { kEntry, kExit };
@@ -64,38 +65,83 @@ char* open_handle(const cudaIpcMemHandle_t& handle) {
   return nullptr;
 }
 
-/// What a rank tells the others of itself.
-struct Handles {
-  cudaIpcMemHandle_t memory, board;
+/// An allocation that all ranks have, of the same size, as this process sees each.
+struct Region {
+  std::int64_t bytes = 0;
+  char* of[kMaxRanks] = {};
+};
+
+/// What a rank tells the others of an allocation.
+struct Handle {
+  cudaIpcMemHandle_t memory;
   std::int64_t bytes;
   char host[256];
 };
+
+/// Collective over `host`: false on a rank that cannot reach all others'.
+bool map(Communicator& host, const Buffer& memory, Region& region) {
+  std::vector<Handle> all(static_cast<std::size_t>(host.size()));
+  Handle& mine = all[static_cast<std::size_t>(host.rank())];
+  mine.bytes = region.bytes = memory.bytes();
+  region.of[host.rank()] = static_cast<char*>(memory.data());
+  std::strncpy(mine.host, host_name().c_str(), sizeof mine.host - 1);
+  const bool exported = cudaIpcGetMemHandle(&mine.memory, memory.data()) == cudaSuccess;
+  cudaGetLastError();
+  if (!exported) mine.bytes = 0;  // as nobody else's
+  Stream stream(Device::cpu());
+  const auto size = static_cast<std::int64_t>(sizeof(Handle));
+  const Tensor bytes = Tensor::of(reinterpret_cast<std::uint8_t*>(all.data()), {host.size(), size});
+  host.all_gather(stream, bytes.slice(host.rank(), 1), bytes);
+  for (int r = 0; r < host.size(); ++r) {
+    const Handle& theirs = all[static_cast<std::size_t>(r)];
+    if (r == host.rank()) continue;
+    if (theirs.bytes != mine.bytes || std::strcmp(theirs.host, mine.host) != 0) return false;
+    region.of[r] = open_handle(theirs.memory);
+    if (!region.of[r]) return false;
+  }
+  return exported;
+}
 
 }  // namespace
 
 struct PeerCopies::Mapped {
   int rank = 0, ranks = 1;
-  std::int64_t bytes = 0;
-  char* memory[kMaxRanks] = {};      // of each rank, as mapped here
-  unsigned* boards[kMaxRanks] = {};  // of each rank: [meeting, kMaxRanks], written by the others
-  char* staging = nullptr;
+  std::vector<Region> memories;
+  Region workspace;  // boards, then the staging area
   decltype(batch_operations()) batch = batch_operations();
 
   ~Mapped() {
-    for (int r = 0; r < ranks; ++r) {
-      if (r == rank) continue;
-      if (memory[r]) cudaIpcCloseMemHandle(memory[r]);
-      if (boards[r]) cudaIpcCloseMemHandle(boards[r]);
+    memories.push_back(workspace);
+    for (const Region& region : memories) {
+      for (int r = 0; r < ranks; ++r) {
+        if (r != rank && region.of[r]) cudaIpcCloseMemHandle(region.of[r]);
+      }
     }
-    cudaFree(boards[rank]);
-    cudaFree(staging);
+  }
+
+  char* staging() const { return workspace.of[rank] + kBoardBytes; }
+  std::int64_t staging_bytes() const { return workspace.bytes - kBoardBytes; }
+
+  /// The memory that `tensor` lies in, or null.
+  const Region* region_of(const Tensor& tensor) const {
+    const auto* data = static_cast<const char*>(tensor.data());
+    const auto holds = [&](const Region& region) {
+      return data >= region.of[rank] && data + tensor.bytes() <= region.of[rank] + region.bytes;
+    };
+    const auto at = std::find_if(memories.begin(), memories.end(), holds);
+    return at == memories.end() ? nullptr : &*at;
+  }
+  /// Where rank `r` has what this rank has in `mine`.
+  const char* theirs(int r, const Tensor& mine) const {
+    const Region& region = *region_of(mine);
+    return region.of[r] + (static_cast<const char*>(mine.data()) - region.of[rank]);
   }
 
   void meet(const cuda::NativeStream& native, Meeting meeting) const {
     std::vector<CUstreamBatchMemOpParams> operations;
     const auto add = [&](CUstreamBatchMemOpType type, int board, int writer, unsigned value) {
       CUstreamBatchMemOpParams operation{};
-      const unsigned* at = boards[board] + meeting * kMaxRanks + writer;
+      const unsigned* at = reinterpret_cast<unsigned*>(workspace.of[board]) + meeting * kMaxRanks + writer;
       if (type == CU_STREAM_MEM_OP_WRITE_VALUE_32) {
         operation.writeValue.operation = type;
         operation.writeValue.address = reinterpret_cast<CUdeviceptr>(at);
@@ -117,57 +163,32 @@ struct PeerCopies::Mapped {
     const CUresult result = batch(native.stream, static_cast<unsigned>(operations.size()), operations.data(), 0);
     require(result == CUDA_SUCCESS, "cuStreamBatchMemOp: a meeting of the ranks was refused");
   }
-  const char* of(int r, const void* mine) const { return memory[r] + (static_cast<const char*>(mine) - memory[rank]); }
 };
 
 PeerCopies::PeerCopies(std::unique_ptr<Mapped> mapped) : mapped_(std::move(mapped)) {}
 PeerCopies::~PeerCopies() = default;
 
-std::unique_ptr<PeerCopies> PeerCopies::open(Communicator& host, const Buffer& memory) {
+std::unique_ptr<PeerCopies> PeerCopies::open(Communicator& host, const std::vector<const Buffer*>& memories,
+                                             const Buffer& workspace) {
   if (host.size() > kMaxRanks) return nullptr;
+  require(workspace.bytes() > kBoardBytes && workspace.bytes() % 16 == 0, "a workspace of kSharingBytes");
+  CUDA_CHECK(cudaSetDevice(workspace.device().index));
   auto mapped = std::make_unique<Mapped>();
-  mapped->rank = host.rank(), mapped->ranks = host.size(), mapped->bytes = memory.bytes();
-  CUDA_CHECK(cudaSetDevice(memory.device().index));
-  const auto allocate = [](auto*& pointer, std::int64_t bytes) {
-    CUDA_CHECK(cudaMalloc(&pointer, static_cast<std::size_t>(bytes)));
-    CUDA_CHECK(cudaMemset(pointer, 0, static_cast<std::size_t>(bytes)));
-  };
-  allocate(mapped->boards[mapped->rank], 2 * kMaxRanks * sizeof(unsigned));
-  allocate(mapped->staging, kStagingBytes);
-  CUDA_CHECK(cudaDeviceSynchronize());
-  mapped->memory[mapped->rank] = static_cast<char*>(memory.data());
-
-  std::vector<Handles> all(static_cast<std::size_t>(host.size()));
-  Handles& mine = all[static_cast<std::size_t>(host.rank())];
-  mine.bytes = memory.bytes();
-  std::strncpy(mine.host, host_name().c_str(), sizeof mine.host - 1);
-  std::int32_t reached = cudaIpcGetMemHandle(&mine.memory, memory.data()) == cudaSuccess &&
-                         cudaIpcGetMemHandle(&mine.board, mapped->boards[mapped->rank]) == cudaSuccess;
-  cudaGetLastError();
-  Stream host_stream(Device::cpu());
-  const auto size = static_cast<std::int64_t>(sizeof(Handles));
-  const Tensor bytes = Tensor::of(reinterpret_cast<std::uint8_t*>(all.data()), {host.size(), size});
-  host.all_gather(host_stream, bytes.slice(host.rank(), 1), bytes);
-  for (int r = 0; r < host.size() && reached; ++r) {
-    const Handles& theirs = all[static_cast<std::size_t>(r)];
-    if (r == host.rank()) continue;
-    reached = theirs.bytes == mine.bytes && std::strcmp(theirs.host, mine.host) == 0;
-    if (!reached) break;
-    mapped->memory[r] = open_handle(theirs.memory);
-    mapped->boards[r] = reinterpret_cast<unsigned*>(open_handle(theirs.board));
-    reached = mapped->memory[r] && mapped->boards[r];
+  mapped->rank = host.rank(), mapped->ranks = host.size();
+  mapped->memories.resize(memories.size());
+  std::int32_t missing = !map(host, workspace, mapped->workspace);
+  for (std::size_t i = 0; i < memories.size(); ++i) {
+    if (!map(host, *memories[i], mapped->memories[i])) missing = 1;
   }
-  std::int32_t missing = !reached;
-  host.all_reduce(host_stream, Tensor::of(&missing, {1}), ReduceOp::max);
+  Stream stream(Device::cpu());
+  host.all_reduce(stream, Tensor::of(&missing, {1}), ReduceOp::max);
   if (missing != 0) return nullptr;
   return std::unique_ptr<PeerCopies>(new PeerCopies(std::move(mapped)));
 }
 
 bool PeerCopies::takes(const Tensor& tensor) const {
-  const auto* data = static_cast<const char*>(tensor.data());
-  const char* begin = mapped_->memory[mapped_->rank];
-  return (tensor.dtype() == DType::f32 || tensor.dtype() == DType::bf16) && data >= begin &&
-         data + tensor.bytes() <= begin + mapped_->bytes && (data - begin) % 16 == 0;
+  return (tensor.dtype() == DType::f32 || tensor.dtype() == DType::bf16) && mapped_->region_of(tensor) &&
+         reinterpret_cast<std::uintptr_t>(tensor.data()) % 16 == 0;
 }
 
 void PeerCopies::reduce_scatter(Stream& stream, const Tensor&, const Tensor& shard) {
@@ -176,18 +197,18 @@ void PeerCopies::reduce_scatter(Stream& stream, const Tensor&, const Tensor& sha
   char* own = static_cast<char*>(shard.data());
   m.meet(native, kEntry);
   for (int step = 1; step < m.ranks; ++step) {
-    const char* theirs = m.of((m.rank + step) % m.ranks, own);
-    for (std::int64_t begin = 0; begin < shard.bytes(); begin += kStagingBytes) {
-      const std::int64_t bytes = std::min(kStagingBytes, shard.bytes() - begin), n = bytes / 16;
-      CUDA_CHECK(cudaMemcpyAsync(m.staging, theirs + begin, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToDevice,
+    const char* theirs = m.theirs((m.rank + step) % m.ranks, shard);
+    for (std::int64_t begin = 0; begin < shard.bytes(); begin += m.staging_bytes()) {
+      const std::int64_t bytes = std::min(m.staging_bytes(), shard.bytes() - begin), n = bytes / 16;
+      CUDA_CHECK(cudaMemcpyAsync(m.staging(), theirs + begin, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToDevice,
                                  native.stream));
       const auto blocks =
           static_cast<unsigned>(std::min<std::int64_t>((n + kThreads - 1) / kThreads, 4 * native.multiprocessors));
       if (shard.dtype() == DType::f32) {
-        add<<<blocks, kThreads, 0, native.stream>>>(reinterpret_cast<const float4*>(m.staging),
+        add<<<blocks, kThreads, 0, native.stream>>>(reinterpret_cast<const float4*>(m.staging()),
                                                     reinterpret_cast<float4*>(own + begin), n);
       } else {
-        add<<<blocks, kThreads, 0, native.stream>>>(reinterpret_cast<const uint4*>(m.staging),
+        add<<<blocks, kThreads, 0, native.stream>>>(reinterpret_cast<const uint4*>(m.staging()),
                                                     reinterpret_cast<uint4*>(own + begin), n);
       }
       CUDA_CHECK(cudaGetLastError());
@@ -202,9 +223,9 @@ void PeerCopies::all_gather(Stream& stream, const Tensor& shard, const Tensor& f
   m.meet(native, kEntry);
   for (int step = 1; step < m.ranks; ++step) {
     const int peer = (m.rank + step) % m.ranks;
-    char* part = static_cast<char*>(full.data()) + peer * shard.bytes();
-    CUDA_CHECK(cudaMemcpyAsync(part, m.of(peer, part), static_cast<std::size_t>(shard.bytes()), cudaMemcpyDeviceToDevice,
-                               native.stream));
+    const Tensor part = full.flat(peer * shard.numel(), shard.numel());
+    CUDA_CHECK(cudaMemcpyAsync(part.data(), m.theirs(peer, part), static_cast<std::size_t>(part.bytes()),
+                               cudaMemcpyDeviceToDevice, native.stream));
   }
   m.meet(native, kExit);
 }

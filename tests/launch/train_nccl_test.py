@@ -8,7 +8,7 @@ from gpu_runs import BF16_CURVE, F32_CURVE, GpuTest
 from harness import RETRYABLE, STEPS, fault, main_on_gpus, mpirun, run
 
 DATA, TENSOR = {"ranks": 2}, {"ranks": 2, "tensor": 2}
-# Tensors of more than 1 MiB, which a tensor group on one host moves over shared memory instead of NCCL.
+# Tensors of more than 1 MiB, which a group on one host moves over shared memory instead of NCCL.
 LARGE = {"model__d_model": 512, "train__batch": 4, "train__sequence": 2048, "data__synthetic": "true", "data__train": None}
 KILLED = 128 + 9  # mpirun gives the exit code of the process that died first
 
@@ -40,6 +40,13 @@ class TwoGpus(GpuTest):
                 self.train(f"{name} {dtype}", **TENSOR, train__dtype=dtype, **LARGE)
             self.assert_same_run(f"large tensor {dtype}", f"large again {dtype}")
             self.assert_same_curve(f"large tensor {dtype}", f"large one {dtype}", bound)
+
+    def test_the_way_of_gradients_and_values_changes_no_bit(self):
+        """Blocks are large enough for copy engines. The sum of two ranks has no order."""
+        for overlap in ("false", "auto", "true"):
+            self.train(f"overlap {overlap}", **DATA, model__d_model=512, parallel__overlap=overlap, checkpoint__every=0)
+        self.assert_same_run("overlap false", "overlap auto")
+        self.assert_same_run("overlap false", "overlap true")
 
     def test_checkpoints_go_over_every_grid(self):
         for grid, last in (({}, 2), (DATA, 4), (TENSOR, 6), ({"run__device": "cpu"}, 7), (DATA, STEPS)):
@@ -75,7 +82,8 @@ class Failures(GpuTest):
 
     def test_hangs(self):
         """Others wait on their GPUs, for NCCL's kernels or for a place in shared memory; the watchdog ends them."""
-        for name, options in (("data", DATA), ("tensor", {**TENSOR, **LARGE})):
+        for name, options in (("data", DATA), ("beside", {**DATA, **LARGE, "parallel__overlap": "true"}),
+                              ("tensor", {**TENSOR, **LARGE})):
             result = self.train(f"hanging {name}", **options, parallel__watchdog_seconds=3, code=RETRYABLE,
                                 inject=[fault(1, 3, "forward", "hang")])
             self.assertRegex(result.err, r"culprit: rank 1 ")

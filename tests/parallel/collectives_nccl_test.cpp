@@ -107,8 +107,10 @@ TEST_F(Nccl, GivesTheBitsOfMpi) {
 
 /// In a graph, again and again; one tensor is longer than what goes through the staging area at a time.
 TEST_F(Nccl, SharedMemoryGivesTheBitsOfMpi) {
-  const Buffer memory("shared", std::int64_t{96} << 20, test_device(), report_);
-  ASSERT_TRUE(nccl_->share(*world_, memory));
+  const Buffer large("shared", std::int64_t{96} << 20, test_device(), report_),
+      small("shared", std::int64_t{5} << 18, test_device(), report_),
+      workspace("workspace", kSharingBytes, test_device(), report_);
+  ASSERT_TRUE(nccl_->share(*world_, {&large, &small}, workspace));
   using Work = std::function<void(Communicator & group, Stream & stream, const Tensor& full, const Tensor& own)>;
   const std::pair<std::string, Work> works[] = {
       {"all_reduce", [](auto& group, auto& stream, auto& full, auto&) { group.all_reduce(stream, full); }},
@@ -117,6 +119,7 @@ TEST_F(Nccl, SharedMemoryGivesTheBitsOfMpi) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     for (const std::int64_t part : {std::int64_t{1} << 18, std::int64_t{300008}, std::int64_t{11} << 20}) {
       const std::int64_t count = part * world_->size(), bytes = count * size_of(dtype);
+      const Buffer& memory = bytes < small.bytes() ? small : large;
       const Tensor place = memory.tensor({memory.bytes()}, DType::u8).slice(256, bytes);
       const Tensor on_gpu(place.data(), {count}, dtype, place.device());
       const auto on_host = [&](std::vector<std::byte>& values) {
