@@ -74,26 +74,22 @@ class NarrowMaker {
   }
 
   __device__ void run() {
-    if (exists(0)) fetch_inputs(0);
-    wait_for_copies();
-    __syncthreads();
-    const int last = (parts_ + kTileParts - 1) / kTileParts;  // when the last tile's readout becomes `out`
-    int now = -3;
-    if (lane_.warp >= kTileParts) __syncthreads(), ++now;
-    for (int turn = 0;; ++turn) {
-      if (exists(turn - 2)) put_out(turn - 2);
-      if (exists(turn + 1)) fetch_inputs(turn + 1);
-      if (exists(turn - 1)) fetch_output_inputs(turn - 1);
-      if (exists(turn)) {
-#pragma unroll
-        for (int r = 0; r < kAhead; ++r) find(turn, r, values_[r]);
-      }
-      if (now++ == last) break;
-      __syncthreads();
+    for (int turn = 0; turn < 2; ++turn) {
+      if (exists(turn)) fetch_inputs(turn);
+    }
+    arrived();
+    find_ahead(0);
+#pragma unroll 1
+    for (int turn = 0; part_of(turn) < parts_ + kWarps; ++turn) {
+      arrived();
+      if (turn > 0) s_.walked[lane_.warp].wait((turn - 1) & 1);
       if (exists(turn)) hand_over(turn);
-      wait_for_copies();
-      if (now++ == last) break;
-      __syncthreads();
+      s_.made[lane_.warp].arrive();  // walkers look beyond the last part
+      __syncwarp();                  // all lanes have read what is fetched over next
+      if (exists(turn + 2)) fetch_inputs(turn + 2);
+      if (exists(turn)) fetch_output_inputs(turn);
+      if (turn > 0) put_out(turn - 1);
+      find_ahead(turn + 1);
     }
   }
 
@@ -105,6 +101,11 @@ class NarrowMaker {
     return turn >= 0 && part_of(turn) < parts_;
   }
 
+  /// What this warp has fetched so far is there for all its lanes.
+  __device__ void arrived() const {
+    wait_for_copies();
+    __syncwarp();
+  }
   __device__ void fetch_inputs(int turn) {
     typename Shared::Raw& to = s_.raw[turn & 1];
     const int token = part_of(turn) * kTile, column = x_.columns - 2 * x_.states;
@@ -129,10 +130,15 @@ class NarrowMaker {
     prepare(values, r == 0 ? s_.u[turn & 3] : from.source_u[r - 1], from.dt[r], bias_[r], lane_,
             x_.tokens - part_of(turn) * kTile);
   }
+  __device__ void find_ahead(int turn) {
+    if (!exists(turn)) return;
+#pragma unroll
+    for (int r = 0; r < kAhead; ++r) find(turn, r, values_[r]);
+  }
   /// A part to the walkers.
   __device__ void hand_over(int turn) {
     const typename Shared::Raw& from = s_.raw[turn & 1];
-    typename Shared::Part& to = s_.ring[part_of(turn) % kRing];
+    typename Shared::Part& to = s_.ring[lane_.warp];
 #pragma unroll
     for (int r = 0; r < kRecurrences; ++r) {
       if (r >= kAhead) find(turn, r, values_[0]);
@@ -144,7 +150,7 @@ class NarrowMaker {
 
   __device__ void put_out(int turn) const {
     const int token = part_of(turn) * kTile;
-    const typename Shared::Readouts* y = s_.y[part_of(turn) % kRing];
+    const typename Shared::Readouts* y = s_.y[part_of(turn) % (2 * kRing)];
 #pragma unroll
     for (int group = 0; group < kTile / kGroup; ++group) {
       const int begin = group * kGroup;

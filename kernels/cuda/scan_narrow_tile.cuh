@@ -1,14 +1,10 @@
 // The selective scan forward where channels are few: a block's 16 channels, so that whole sequences fill a GPU.
 //
-// Time is cut into parts of 16 tokens, two to a tile. Four warps a recurrence walk all parts, 8 channels and 8 states to a
-// warp, a lane one channel and two states. Four warps make, each every fourth part, those of two in even tiles and of the
-// others in odd ones. There is one barrier a tile, and what happens to tile j between them:
-//   j − 3  Δ and Δu are made, in registers (its inputs were fetched two tiles before);
-//   j − 2  they go to shared memory, with the pieces of B and C;
-//   j − 1  walkers load its first eight tokens ahead;
-//   j      it is walked;
-//   j + 1  its readout becomes `out`.
-// So walkers have what they need before a barrier, and makers a tile's time for half a tile's work.
+// Time is cut into parts of 16 tokens. Four warps a recurrence walk all parts, 8 channels and 8 states to a warp, a lane one
+// channel and two states. Four warps make, each every fourth part, which has a slot of its own in a ring. No warp waits for
+// its like: a walker waits until a part is made, a maker until all have walked the one before it in its slot, four parts
+// ago. A maker has Δ and Δu of its next part in registers by then, hands them over, and turns to the readout of the last one
+// and to what comes two turns later.
 //
 // Two states a lane take three floats a token from shared memory, where eight take six (scan_forward_tile.cuh): the price of
 // four times the lanes. It is far below that of cutting time into segments, which walks everything twice.
@@ -16,12 +12,12 @@
 
 #include "kernels/cuda/scan_forward_params.cuh"
 #include "kernels/cuda/scan_forward_walk.cuh"
+#include "kernels/cuda/scan_warp_barrier.cuh"
 
 namespace dm::cuda::scan::forward {
 
 inline constexpr int kNarrowChannels = 16;  ///< Of a block.
-inline constexpr int kTileParts = 2;
-inline constexpr int kRing = 3 * kTileParts;  ///< Parts between makers and walkers.
+inline constexpr int kRing = kWarps;        ///< Parts between makers and walkers: one of each maker.
 
 /// Δ and the two pieces of Δu of a part: vectors of four tokens of a channel. Neither the lanes that write (all quads of two
 /// pairs of channels at once) nor those that read (two channels, two pieces) meet a bank twice.
@@ -80,11 +76,19 @@ struct alignas(16) NarrowShared {
     NarrowColumns input[kRecurrences];
     ReadoutColumns<kExact> readout;
   } ring[kRing];
-  /// h · C of two tokens by lanes of a quad; summed over eight states, the other eight beside them.
+  /// h · C of two tokens by lanes of a quad; summed over eight states, the other eight beside them. Twice as many as parts,
+  /// so that a part is handed over before the readout of the last one in its slot is taken.
   struct Readouts {
     static constexpr int kQuad = kNarrowChannels + 4;
     float2 of[kTile / kGroup][2][kQuads * kQuad];
-  } y[kRing][kRecurrences];
+  } y[2 * kRing][kRecurrences];
+  WarpBarrier made[kRing], walked[kRing];  ///< Of the part in each slot; phases are its maker's turns.
+
+  /// By all threads of the block, before anything else.
+  __device__ void start() {
+    if (threadIdx.x < kRing) made[threadIdx.x].start(1), walked[threadIdx.x].start(kRecurrences * kWarps);
+    __syncthreads();
+  }
 };
 
 }  // namespace dm::cuda::scan::forward

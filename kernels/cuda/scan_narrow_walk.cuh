@@ -19,8 +19,9 @@ class NarrowWalker {
   static constexpr int kReadoutsBytes = sizeof(typename Shared::Readouts) * kRecurrences;
 
  public:
-  __device__ NarrowWalker(const ForwardParams<T>& p, const Shared& s, int r)
+  __device__ NarrowWalker(const ForwardParams<T>& p, Shared& s, int r)
       : p_(p),
+        s_(s),
         x_(p.x),
         recurrence_(p.recurrence[r]),
         r_(r),
@@ -49,13 +50,17 @@ class NarrowWalker {
     T* states = saving ? recurrence_.states + x_.saved_states(blockIdx.y, 0, 0) + channel_ * kStates + state_ : nullptr;
     const std::int64_t states_a_chunk = std::int64_t{x_.channels} * kStates;
 
-    for (int tile = -4; tile < 0; ++tile) __syncthreads();
+    s_.made[0].wait(0);
     begin();
     int next = 0, readouts = 0;  // bytes into the ring
 #pragma unroll 1
     for (int part = 0; part < parts; ++part) {
       const int now = next;
       next = now == (kRing - 1) * kPartBytes ? 0 : now + kPartBytes;
+      // Asked for two quads ahead, so that nobody waits for the answer.
+      const WarpBarrier& next_made = s_.made[(part + 1) % kRing];
+      const std::uint32_t next_turn = (part + 1) / kRing & 1;
+      const bool there = next_made.ended(next_turn);
 #pragma unroll
       for (int q = 0; q < kQuads; ++q) {
         if (q % 2 == 0) {
@@ -67,6 +72,7 @@ class NarrowWalker {
             load2(at(now + C_place_) + (piece * kTile + 4 * q) * kStates, C_[piece]);
           }
         }
+        if (q == 2 && !there) next_made.wait(next_turn);
         load(q < 2 ? now : next, (q + 2) % kQuads, ahead_[q % 2]);
         walk(q, ahead_[(q + 1) % 2]);
         if (q % 2 == 1) {
@@ -74,8 +80,8 @@ class NarrowWalker {
           store2(const_cast<float*>(at(readouts + y_place_)) + q / 2 * kGroupFloats, y_);
         }
       }
-      readouts = next == 0 ? 0 : readouts + kReadoutsBytes;
-      if (part % kTileParts == kTileParts - 1 || part + 1 == parts) __syncthreads();
+      readouts = readouts == (2 * kRing - 1) * kReadoutsBytes ? 0 : readouts + kReadoutsBytes;
+      s_.walked[part % kRing].arrive();
     }
     if (r_ > 0 || !p_.final_state || channel_ >= x_.channels) return;
 #pragma unroll
@@ -161,6 +167,7 @@ class NarrowWalker {
   }
 
   const ForwardParams<T>& p_;
+  Shared& s_;
   const Extents& x_;
   const Recurrence<T>& recurrence_;
   const int r_, pair_ = static_cast<int>(threadIdx.x) % 32 / 4, quad_ = static_cast<int>(threadIdx.x) % 4;

@@ -269,6 +269,7 @@ __global__ void __launch_bounds__(threads_of<1 + kSources>(), kSources == 0 ? 2 
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   auto& s = *reinterpret_cast<NarrowShared<T, 1 + kSources>*>(shared_bytes);
   const int parts = (p.x.tokens + kTile - 1) / kTile, r = static_cast<int>(threadIdx.x) / kThreads - 1;
+  s.start();
   if (r < 0) {
     NarrowMaker<T, 1 + kSources, kAligned>(p, s, parts).run();
   } else {
