@@ -50,4 +50,8 @@ void matmul(Stream& stream, const Matrix& a, Transpose transpose_a, const Matrix
   dispatch(stream, "matmul", DM_TWINS(matmul), a, transpose_a, b, transpose_b, c, accumulate);
 }
 
+void use_matmul_candidate(Stream& stream, int index) {
+  dispatch(stream, "matmul candidate", DM_TWINS(use_matmul_candidate), index);
+}
+
 }  // namespace dm

@@ -18,15 +18,24 @@ using MatmulOp = void(Stream& stream, const Matrix& a, Transpose transpose_a, co
                       const Matrix& c, Accumulate accumulate);
 MatmulOp matmul;
 
+/// For measurements: from now on products of `stream` run the index-th of the kMatmulCandidates algorithms that cuBLASLt's
+/// heuristic names for a shape, where there are so many; the rule's choice (kernels/cuda/matmul.cu) there and for
+/// kMatmulRule. Nothing changes on a CPU.
+using UseMatmulCandidateOp = void(Stream& stream, int index);
+UseMatmulCandidateOp use_matmul_candidate;
+inline constexpr int kMatmulCandidates = 8, kMatmulRule = -1;
+
 /// Makes the BLAS compute in the calling thread: ranks are the parallelism on CPUs, and threads of several ranks would
 /// fight for the cores. Once a process, before the first product.
 void use_one_blas_thread();
 
 namespace cpu {
 MatmulOp matmul;
-}
+UseMatmulCandidateOp use_matmul_candidate;
+}  // namespace cpu
 namespace cuda {
 MatmulOp matmul;
-}
+UseMatmulCandidateOp use_matmul_candidate;
+}  // namespace cuda
 
 }  // namespace dm

@@ -14,6 +14,7 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
+#include "kernels/matmul.h"
 #include "kernels/rmsnorm.h"
 #include "kernels/selective_scan.h"
 #include "launch/build_info.h"
@@ -31,7 +32,7 @@ namespace {
 struct BenchOptions {
   std::string device = "auto", dtype = "auto", only;
   std::int64_t batch = 8, sequence = 2048, loss_chunk = kLossChunk, parameters = 64 << 20, repeats = 20;
-  bool json = false;
+  bool candidates = false, json = false;
   ModelConfig model{.d_model = 1024, .vocabulary = 32000};
 };
 
@@ -74,7 +75,8 @@ class StepBench {
 
   void print_head();
   bool wanted(std::string_view name) const;
-  void row(const std::string& name, const KernelWork& work, const KernelBench::Prepare& prepare);
+  void row(const std::string& name, const KernelWork& work, const KernelBench::Prepare& prepare, bool is_product = false);
+  double fastest_candidate(const KernelTiming& chosen, const KernelBench::Prepare& prepare);
   void product(const std::string& name, std::int64_t rows, std::int64_t inputs, std::int64_t outputs, DType y, DType dx,
                std::optional<Accumulate> dx_is);
   void products();
@@ -142,26 +144,44 @@ bool StepBench::wanted(std::string_view name) const {
   }
 }
 
-void StepBench::row(const std::string& name, const KernelWork& work, const KernelBench::Prepare& prepare) {
+/// The median time in ms of a product with that of cuBLASLt's algorithms which is best at it.
+double StepBench::fastest_candidate(const KernelTiming& chosen, const KernelBench::Prepare& prepare) {
+  double fastest = chosen.ms;
+  for (int index = 0; index < kMatmulCandidates; ++index) {
+    const auto with_candidate = [&](KernelInputs& inputs) -> Call {
+      return [index, call = prepare(inputs)](Stream& stream) {
+        use_matmul_candidate(stream, index);
+        call(stream);
+        use_matmul_candidate(stream, kMatmulRule);
+      };
+    };
+    fastest = std::min(fastest, bench_.time(chosen.name, chosen.work, with_candidate).ms);
+  }
+  return fastest;
+}
+
+void StepBench::row(const std::string& name, const KernelWork& work, const KernelBench::Prepare& prepare, bool is_product) {
   if (!wanted(name)) return;
   const KernelTiming t = bench_.time(name, work, prepare);
+  const double fastest = is_product && options_.candidates ? fastest_candidate(t, prepare) : 0;
   if (options_.json) {
-    const nlohmann::json line = {{"op", t.name},
-                                 {"ms", t.ms},
-                                 {"ms_min", t.ms_min},
-                                 {"spread", t.spread},
-                                 {"bytes", work.bytes},
-                                 {"flops", work.flops},
-                                 {"exponentials", work.exponentials},
-                                 {"share", t.share},
-                                 {"bound", t.bound}};
+    nlohmann::json line = {{"op", t.name},
+                           {"ms", t.ms},
+                           {"ms_min", t.ms_min},
+                           {"spread", t.spread},
+                           {"bytes", work.bytes},
+                           {"flops", work.flops},
+                           {"exponentials", work.exponentials},
+                           {"share", t.share},
+                           {"bound", t.bound}};
+    if (fastest > 0) line["ms_fastest_candidate"] = fastest;
     std::cout << line.dump() << std::endl;
     return;
   }
   std::cout << fmt::format("{:<28} {:>9.4f} {:>6.1f}% {:>9.4f} {:>9.0f} {:>9.1f} {:>6.1f}%  {}", t.name, t.ms,
                            100 * t.spread, t.ms_min, work.bytes / t.ms * 1e-6, work.flops / t.ms * 1e-9, 100 * t.share,
                            t.bound)
-            << std::endl;
+            << (fastest > 0 ? fmt::format(", {:.1f}% of the fastest algorithm", 100 * fastest / t.ms) : "") << std::endl;
 }
 
 /// y = x·Wᵀ with W [outputs, inputs], and its two gradients, or without `dx_is` the weight's alone. That one is f32 and
@@ -171,26 +191,33 @@ void StepBench::product(const std::string& name, std::int64_t rows, std::int64_t
   const double flops = 2.0 * static_cast<double>(rows) * static_cast<double>(inputs) * static_cast<double>(outputs);
   const double x_bytes = activations(rows * inputs), w_bytes = activations(outputs * inputs),
                dy_bytes = activations(rows * outputs);
-  row(name + " forward", {.bytes = x_bytes + w_bytes + bytes(rows * outputs, y), .flops = flops},
+  row(
+      name + " forward", {.bytes = x_bytes + w_bytes + bytes(rows * outputs, y), .flops = flops},
       [&](KernelInputs& in) -> Call {
         const Tensor x = in.random({rows, inputs}, compute_), w = in.random({outputs, inputs}, compute_),
                      to = in.random({rows, outputs}, y);
         return [=](Stream& stream) { linear_forward(stream, x, w, to); };
-      });
+      },
+      true);
   if (dx_is) {
     const double dx_bytes = bytes(rows * inputs, dx) * (*dx_is == Accumulate::add ? 2 : 1);
-    row(name + " backward input", {.bytes = dy_bytes + w_bytes + dx_bytes, .flops = flops}, [&](KernelInputs& in) -> Call {
-      const Tensor dy = in.random({rows, outputs}, compute_), w = in.random({outputs, inputs}, compute_),
-                   to = in.random({rows, inputs}, dx);
-      return [=, is = *dx_is](Stream& stream) { linear_backward_input(stream, dy, w, to, is); };
-    });
+    row(
+        name + " backward input", {.bytes = dy_bytes + w_bytes + dx_bytes, .flops = flops},
+        [&](KernelInputs& in) -> Call {
+          const Tensor dy = in.random({rows, outputs}, compute_), w = in.random({outputs, inputs}, compute_),
+                       to = in.random({rows, inputs}, dx);
+          return [=, is = *dx_is](Stream& stream) { linear_backward_input(stream, dy, w, to, is); };
+        },
+        true);
   }
-  row(name + " backward weight", {.bytes = dy_bytes + x_bytes + floats(outputs * inputs), .flops = flops},
+  row(
+      name + " backward weight", {.bytes = dy_bytes + x_bytes + floats(outputs * inputs), .flops = flops},
       [&](KernelInputs& in) -> Call {
         const Tensor dy = in.random({rows, outputs}, compute_), x = in.random({rows, inputs}, compute_);
         const Tensor dw = in.filled({outputs, inputs}, 0);
         return [=](Stream& stream) { linear_backward_weight(stream, dy, x, dw, Accumulate::overwrite); };
-      });
+      },
+      true);
 }
 
 void StepBench::products() {
@@ -383,6 +410,8 @@ int bench_kernels_command(int argc, char** argv) {
   table.add("parameters", options.parameters, "Parameters of the optimizer's range.", {.min = 1});
   table.add("repeats", options.repeats, "Timed calls; the median is reported.", {.min = 1});
   table.add("only", options.only, "Ops with one of these texts in their name, separated by commas.");
+  table.add("candidates", options.candidates,
+            "Time products with each of cuBLASLt's algorithms too, and compare with the fastest.");
   table.add("json", options.json, "One JSON line a row in place of the table.");
   if (table.parse(argc, argv, std::cout) != ParseOutcome::run) return 0;
   use_one_blas_thread();

@@ -98,7 +98,7 @@ class Product {
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<std::uint32_t>(alignment_of(a)));
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<std::uint32_t>(alignment_of(c)));
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<std::uint32_t>(alignment_of(c)));
-    std::array<Candidate, 8> candidates{};
+    std::array<Candidate, kMatmulCandidates> candidates{};
     int found = 0;
     const cublasStatus_t status =
         cublasLtMatmulAlgoGetHeuristic(native.blas, operation_, first_, second_, result_, result_, preference,
@@ -108,7 +108,10 @@ class Product {
     require(found > 0, "cuBLASLt has no algorithm for a matrix product");
     const bool is_bf16 = a.tensor.dtype() == DType::bf16;
     const std::span<const Candidate> list(candidates.data(), is_bf16 ? static_cast<std::size_t>(found) : 1);
-    return pick(list, sum, c.tensor.dtype()).algo;
+    const auto wanted = static_cast<std::size_t>(native.matmul_candidate);
+    const bool named =
+        native.matmul_candidate != kMatmulRule && wanted < list.size() && list[wanted].state == CUBLAS_STATUS_SUCCESS;
+    return (named ? list[wanted] : pick(list, sum, c.tensor.dtype())).algo;
   }
 
   void run(const NativeStream& native, const cublasLtMatmulAlgo_t& algorithm, const Matrix& a, const Matrix& b,
@@ -135,7 +138,7 @@ class Product {
 };
 
 MatmulKey key_of(const Matrix& a, Transpose transpose_a, const Matrix& b, Transpose transpose_b, const Matrix& c,
-                 Accumulate accumulate) {
+                 Accumulate accumulate, int candidate) {
   const std::int64_t alignments = alignment_of(a) * 10000 + alignment_of(b) * 100 + alignment_of(c);
   return {a.rows,
           a.columns,
@@ -148,7 +151,8 @@ MatmulKey key_of(const Matrix& a, Transpose transpose_a, const Matrix& b, Transp
           static_cast<std::int64_t>(transpose_b),
           static_cast<std::int64_t>(a.tensor.dtype()) * 16 + static_cast<std::int64_t>(c.tensor.dtype()),
           static_cast<std::int64_t>(accumulate),
-          alignments};
+          alignments,
+          candidate};
 }
 
 }  // namespace
@@ -166,12 +170,16 @@ void matmul(Stream& stream, const Matrix& a, Transpose transpose_a, const Matrix
     return;
   }
   const Product product(a, transpose_a, b, transpose_b, c);
-  const MatmulKey key = key_of(a, transpose_a, b, transpose_b, c, accumulate);
+  const MatmulKey key = key_of(a, transpose_a, b, transpose_b, c, accumulate, native.matmul_candidate);
   auto at = native.algorithms.find(key);
   if (at == native.algorithms.end())
     at = native.algorithms.emplace(key, product.choose(native, a, b, c, transpose_a == Transpose::yes ? a.rows : a.columns))
              .first;
   product.run(native, at->second, a, b, c, accumulate);
+}
+
+void use_matmul_candidate(Stream& stream, int index) {
+  cuda::native(stream).matmul_candidate = index;
 }
 
 }  // namespace cuda

@@ -16,8 +16,8 @@
 namespace dm::cuda {
 
 /// Everything that decides which algorithm a matrix product runs: sizes, strides, transposes, types, accumulation,
-/// alignment.
-using MatmulKey = std::array<std::int64_t, 12>;
+/// alignment, and the stream's matmul_candidate.
+using MatmulKey = std::array<std::int64_t, 13>;
 
 struct NativeStream {
   int device = 0;
@@ -26,6 +26,7 @@ struct NativeStream {
   cublasLtHandle_t blas = nullptr;
   void* workspace = nullptr;  ///< Of cuBLASLt's algorithms; one product at a time uses it.
   std::size_t workspace_bytes = 0;
+  int matmul_candidate = -1;                             ///< As of use_matmul_candidate().
   std::map<MatmulKey, cublasLtMatmulAlgo_t> algorithms;  ///< Chosen at the first use of a product.
 };
 
