@@ -21,7 +21,7 @@ constexpr int kThreads = 256;
 constexpr int kLookupRows = 8;
 constexpr int kChunk = 32;       // sorted tokens a block adds up
 constexpr int kRunThreads = 64;  // of these blocks: 256 columns where a thread has four
-constexpr int kBatch = 8;        // rows in flight
+constexpr int kBatch = 4;        // rows of dout in flight, and as many of dtable
 
 /// A block copies kLookupRows rows at once, all of whose loads are in flight together: the rows lie anywhere in the table,
 /// so each waits for device memory. Rows of other ranks are zero.
@@ -90,15 +90,9 @@ __device__ inline Columns<kWidth>& columns_at(float* base, std::int64_t row, int
   return *reinterpret_cast<Columns<kWidth>*>(base + row * C + column);
 }
 
-/// As one load and one store.
-template <int kWidth>
-__device__ inline void add_to_columns(Columns<kWidth>& to, Columns<kWidth> sum) {
-  sum.add(to);
-  to = sum;
-}
-
 /// Grid: chunks, tiles of columns. partials [chunks, 2, C]: of the run that reaches into the chunk, and of the one that
-/// begins in it and reaches out of it. A run through the whole chunk is of the first kind.
+/// begins in it and reaches out of it. A run through the whole chunk is of the first kind. A row of dtable is that of one
+/// run alone: the rows that a batch adds to are on their way together with its rows of dout.
 template <int kWidth>
 __global__ void __launch_bounds__(kRunThreads) add_runs(Sorted sorted, const float* __restrict__ dout, int C,
                                                         float* __restrict__ partials, float* __restrict__ dtable) {
@@ -108,14 +102,17 @@ __global__ void __launch_bounds__(kRunThreads) add_runs(Sorted sorted, const flo
   bool reaches_in = sorted.same_run(begin - 1, begin);
   Columns<kWidth> sum = {};
   for (int batch = begin; batch < end; batch += kBatch) {
-    std::uint32_t keys[kBatch + 1];
-    Columns<kWidth> rows[kBatch];
+    std::uint32_t keys[kBatch + 1], positions[kBatch];
+    Columns<kWidth> rows[kBatch], before[kBatch];  // of dout, and of dtable where a run ends
 #pragma unroll
     for (int b = 0; b <= kBatch; ++b) keys[b] = batch + b < sorted.count ? sorted.keys[batch + b] : sorted.none;
 #pragma unroll
+    for (int b = 0; b < kBatch; ++b) positions[b] = batch + b < end ? sorted.positions[batch + b] : 0;
+#pragma unroll
     for (int b = 0; b < kBatch; ++b) {
       if (batch + b >= end || keys[b] == sorted.none) continue;
-      rows[b] = *reinterpret_cast<const Columns<kWidth>*>(dout + std::int64_t{sorted.positions[batch + b]} * C + column);
+      rows[b] = *reinterpret_cast<const Columns<kWidth>*>(dout + std::int64_t{positions[b]} * C + column);
+      if (keys[b + 1] != keys[b]) before[b] = columns_at<kWidth>(dtable, keys[b], C, column);
     }
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
@@ -128,7 +125,8 @@ __global__ void __launch_bounds__(kRunThreads) add_runs(Sorted sorted, const flo
       } else if (goes_on) {
         columns_at<kWidth>(partials, std::int64_t{blockIdx.x} * 2 + 1, C, column) = sum;
       } else {
-        add_to_columns(columns_at<kWidth>(dtable, keys[b], C, column), sum);
+        sum.add(before[b]);
+        columns_at<kWidth>(dtable, keys[b], C, column) = sum;
       }
       reaches_in = false;
       sum = {};
@@ -157,7 +155,9 @@ __global__ void __launch_bounds__(kRunThreads)
   Columns<kWidth> sum = partial(std::int64_t{blockIdx.x} * 2 + 1);
 #pragma unroll 8
   for (int chunk = blockIdx.x + 1; chunk <= low / kChunk; ++chunk) sum.add(partial(std::int64_t{chunk} * 2));
-  add_to_columns(columns_at<kWidth>(dtable, key, C, column), sum);
+  Columns<kWidth>& to = columns_at<kWidth>(dtable, key, C, column);  // one load and one store
+  sum.add(to);
+  to = sum;
 }
 
 /// The workspace of one piece of tokens.
