@@ -105,7 +105,7 @@ void selective_scan_backward(Stream& stream, const ScanBackwardArgs& args) {
   check.tensor("dout", args.dout, extents.activations(), extents.compute);
   check.tensor("du", args.du, extents.activations(), extents.compute);
   check.tensor("ddt", args.ddt, extents.activations(), extents.compute);
-  check.tensor("ddbc", args.ddbc, extents.projections(), DType::f32);
+  check.tensor("ddbc", args.ddbc, extents.projections(), args.ddbc.dtype() == DType::f32 ? DType::f32 : extents.compute);
   check.matrix("dz", args.dz, extents.B * extents.T, extents.D, extents.compute);
   if (args.sources.empty()) {
     check.that(!args.dgate && !args.q, "dgate and q must be present exactly when there are sources");

@@ -327,7 +327,7 @@ void StepBench::scans(std::int64_t sources) {
                           .dout = in.random(shape, compute_),
                           .du = in.random(shape, compute_),
                           .ddt = in.random(shape, compute_),
-                          .ddbc = in.random({B_, T_, small_}, DType::f32),
+                          .ddbc = in.random({B_, T_, small_}, compute_),
                           .dz = in.random(shape, compute_),
                           .dgate = if_dense(),
                           .q = if_dense(),

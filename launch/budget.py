@@ -49,7 +49,7 @@ def calls_of(step):
     product("x_proj", layers, input_too=False)  # conv backward does the rest
     product("dt_proj", layers, "dt" in again)
     if step["dtype"] != "float32":
-        add("convert", layers * (3 if "dt" in again else 2))
+        add("convert", layers * (2 if "dt" in again else 1))
     for layer in range(layers):
         sources = min(layer, depth)
         add(f"scan forward, {sources} sources", 1)

@@ -92,9 +92,9 @@ Mixer::Cotangents Mixer::backward(Stream& stream, Arena& arena, const RowPieces&
   const Shape channels = p.u.shape();
   const DType compute = p.u.dtype();
   const auto scratch = [&](Shape shape, DType dtype) { return arena.allocate(shape, dtype, "backward scratch"); };
-  // A float32 sum as an operand of products: itself, or its rounded copy.
+  // What is summed over the group, as an operand of products: itself, or its rounded copy.
   const auto operand = [&](const Tensor& sum) {
-    if (compute == DType::f32) return sum;
+    if (sum.dtype() == compute) return sum;
     const Tensor rounded = scratch(sum.shape(), compute);
     convert(stream, sum, rounded);
     return rounded;
@@ -107,9 +107,11 @@ Mixer::Cotangents Mixer::backward(Stream& stream, Arena& arena, const RowPieces&
     linear_backward_input(stream, rows.piece(dout, i), out_proj_.value, rows.piece(dmixed, i), Accumulate::overwrite);
   }
 
-  // The scan. Cotangents of x_proj's output and of the gate's bottleneck share one buffer: they cross the group together.
+  // The scan. Cotangents of x_proj's output and of the gate's bottleneck share one buffer: they cross the group together,
+  // in float32; where nobody else adds to them they are rounded as they are made.
   const std::int64_t tokens = p.dbc.rows(), small = R_ + 2 * N_, G = dense_ ? m.gate_input.size(-1) : 0;
-  const Tensor crossing = scratch({tokens * (small + G)}, DType::f32);
+  const DType sums = tensor_->ranks().size() == 1 ? compute : DType::f32;
+  const Tensor crossing = scratch({tokens * (small + G)}, sums);
   const Tensor ddbc = crossing.flat(0, tokens * small).reshaped(p.dbc.shape());
   const Tensor du = scratch(channels, compute), ddt = scratch(channels, compute);
   const Tensor gate = dense_ ? m.gate : Tensor(), dgate = gate;  // in place

@@ -194,8 +194,9 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
 }
 
 /// ddbc's B and C columns: a thread sums one of them over the blocks of channels, in their order.
+template <class Sum>
 __global__ void __launch_bounds__(256)
-    reduce_columns(Extents x, int blocks, const float* columns, const float* source_columns, float* ddbc) {
+    reduce_columns(Extents x, int blocks, const float* columns, const float* source_columns, Sum* ddbc) {
   const std::int64_t rows = static_cast<std::int64_t>(x.batch) * x.tokens;
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const std::int64_t width = static_cast<std::int64_t>(x.slices) * 2 * kStates;
@@ -211,7 +212,7 @@ __global__ void __launch_bounds__(256)
 #pragma unroll 8
     for (int block = 0; block < blocks; ++block) sum += source_columns[block * rows * (width / 2) + at];
   }
-  ddbc[token * x.columns + x.columns - 2 * x.states + kind * x.states + n] = sum;
+  ddbc[token * x.columns + x.columns - 2 * x.states + kind * x.states + n] = from_float<Sum>(sum);
 }
 
 /// dA_log, dskip and ddt_bias: a thread sums one element over the walks (sequence, segment) in their order.
@@ -307,10 +308,13 @@ void run(const NativeStream& native, const ScanBackwardArgs& args) {
   for (p.slice = 0; p.slice < x.slices; ++p.slice) run_main(native, p);
 
   const std::int64_t columns = static_cast<std::int64_t>(x.batch) * x.tokens * x.slices * 2 * kStates;
-  reduce_columns<<<ceil_div(columns, 256), 256, 0, native.stream>>>(x, static_cast<int>(blocks_of(x.channels)), p.columns,
-                                                                    dense ? scratch + layout.source_columns : nullptr,
-                                                                    args.ddbc.as<float>());
-  CUDA_CHECK(cudaGetLastError());
+  with_compute_type(args.ddbc.dtype(), [&](auto sum) {
+    using Sum = decltype(sum);
+    reduce_columns<Sum><<<ceil_div(columns, 256), 256, 0, native.stream>>>(
+        x, static_cast<int>(blocks_of(x.channels)), p.columns, dense ? scratch + layout.source_columns : nullptr,
+        pointer<Sum>(args.ddbc));
+    CUDA_CHECK(cudaGetLastError());
+  });
   const std::int64_t parameters = static_cast<std::int64_t>(x.channels) * (x.states + 2);
   reduce_parameters<<<ceil_div(parameters, 256), 256, 0, native.stream>>>(
       x, x.batch * p.segments.count, p.rates, p.vectors, args.own.A_log.as<float>(), args.dA_log.as<float>(),

@@ -25,12 +25,13 @@ struct Case {
   bool shifted = false;   ///< Activations begin at an address that no vector access may use.
   bool out = true;        ///< Backward is asked for out.
   bool wide = false;      ///< z and dz are the right halves of twice as many columns.
+  bool rounded = false;   ///< ddbc is of the compute dtype.
 
   std::string name(DType compute) const {
     return std::string(name_of(compute)) + " B " + std::to_string(B) + " T " + std::to_string(T) + " D " +
            std::to_string(D) + " N " + std::to_string(N) + " R " + std::to_string(R) + " sources " +
            std::to_string(sources) + " readers " + std::to_string(readers) + (in_place ? " in place" : "") +
-           (shifted ? " shifted" : "") + (out ? "" : " without out") + (wide ? " wide" : "");
+           (shifted ? " shifted" : "") + (out ? "" : " without out") + (wide ? " wide" : "") + (rounded ? " rounded" : "");
   }
 };
 
@@ -192,26 +193,28 @@ Results compute(const Case& c, Device device, DType compute) {
 
   const std::int64_t scratch = scan_backward_scratch(device.kind, c.B, c.T, c.D, c.N, dense);
   const Tensor dout = place.activation("dout", activations);
+  const Shape projections{c.B, c.T, c.R + 2 * c.N};
   // Where dz is a part, the rest has numbers that must stay.
   const Tensor dz_whole = c.in_place ? z_whole : c.wide ? place.activation("dz", z_shape) : place.output("dz", activations);
-  const ScanBackwardArgs args{.own = own,
-                              .sources = sources,
-                              .readers = readers,
-                              .gate = gate,
-                              .skip = skip,
-                              .z = z,
-                              .dout = dout,
-                              .du = place.output("du", activations),
-                              .ddt = place.output("ddt", activations),
-                              .ddbc = place.parameter("ddbc", {c.B, c.T, c.R + 2 * c.N}),
-                              .dz = z_part(dz_whole),
-                              .dgate = c.in_place ? gate : place.output_if(dense, "dgate", activations),
-                              .q = place.output_if(dense, "q", activations),
-                              .out = c.in_place ? dout : place.output_if(c.out, "out again", activations),
-                              .dA_log = place.parameter("dA_log", {c.D, c.N}),
-                              .dskip = place.parameter("dskip", {c.D}),
-                              .ddt_bias = place.parameter("ddt_bias", {c.D}),
-                              .scratch = place.output("scratch", {scratch}, DType::f32)};
+  const ScanBackwardArgs args{
+      .own = own,
+      .sources = sources,
+      .readers = readers,
+      .gate = gate,
+      .skip = skip,
+      .z = z,
+      .dout = dout,
+      .du = place.output("du", activations),
+      .ddt = place.output("ddt", activations),
+      .ddbc = c.rounded ? place.activation("ddbc", projections) : place.parameter("ddbc", projections),
+      .dz = z_part(dz_whole),
+      .dgate = c.in_place ? gate : place.output_if(dense, "dgate", activations),
+      .q = place.output_if(dense, "q", activations),
+      .out = c.in_place ? dout : place.output_if(c.out, "out again", activations),
+      .dA_log = place.parameter("dA_log", {c.D, c.N}),
+      .dskip = place.parameter("dskip", {c.D}),
+      .ddt_bias = place.parameter("ddt_bias", {c.D}),
+      .scratch = place.output("scratch", {scratch}, DType::f32)};
   selective_scan_backward(place.stream(), args);
   results["du"] = place.read(args.du);
   results["ddt"] = place.read(args.ddt);
@@ -356,6 +359,20 @@ TEST_P(SelectiveScanCuda, WideAndLong) {
   expect_twins_agree({.B = 1, .T = 100, .D = 2048, .N = 16, .R = 64, .sources = 2, .readers = 2}, GetParam());
   expect_twins_agree({.B = 3, .T = 2048, .D = 64, .N = 16, .R = 8, .sources = 1, .readers = 2}, GetParam());
   expect_twins_agree({.B = 1, .T = 5000, .D = 40, .N = 16, .R = 8, .sources = 2, .readers = 1}, GetParam());
+}
+
+// The sums are the same, rounded once.
+TEST_P(SelectiveScanCuda, SumsOverChannelsInTheComputeType) {
+  for (const int sources : {0, 2}) {
+    const Case exact{.B = 2, .T = 50, .D = 72, .N = 12, .R = 5, .sources = sources, .readers = 1};
+    Case rounded = exact;
+    rounded.rounded = true;
+    expect_twins_agree(rounded, GetParam());
+    const Results whole = compute(exact, Device::cuda(0), GetParam()), less = compute(rounded, Device::cuda(0), GetParam());
+    std::vector<float> expected = whole.at("ddbc");
+    for (float& value : expected) value = GetParam() == DType::bf16 ? static_cast<float>(BFloat16(value)) : value;
+    EXPECT_TRUE(oracle::same_bits(less.at("ddbc"), expected)) << rounded.name(GetParam());
+  }
 }
 
 TEST_P(SelectiveScanCuda, SequenceOf65536) {
