@@ -1,6 +1,8 @@
 // Sums in an order that the sizes alone decide: of a whole tensor into one number, and of rows of partial sums into one row.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/cuda/common.cuh"
 
 namespace dm::cuda {
@@ -64,37 +66,60 @@ void launch_reduction(Stream& stream, const Tensor& x, const Tensor& out, Map ma
   CUDA_CHECK(cudaGetLastError());
 }
 
-/// Rows of partial sums that a column's sum is cut into: one a warp of the block.
-inline constexpr int kRowParts = 32;
+/// What a warp of add_rows_kernel sums: one sector of each of these rows, a column a lane and four rows at once; more rows
+/// where a block has all its warps.
+inline constexpr int kSumColumns = 8, kSumRows = 8;
+inline constexpr int kSumWarps = 32;  // of a block, at most
 
 /// Column sums of rows [count, width], each added to its element of first (columns below `split`) or second (the others,
-/// from its start). A warp's lanes own neighbouring columns, 32 warps every 32nd row each: the rows lie in the second-level
-/// cache, and what counts is how few of its latencies follow one another. Then warp 0 adds the 32 parts in order.
+/// from its start). A block sums eight columns; its warps share the rows. They lie in the second-level cache, and what
+/// counts is how few of its latencies follow one another, and on how many multiprocessors. Parts of a column are added
+/// within warps, then warp after warp.
+///
+/// May be launched before the kernel that writes `rows` has ended: no __restrict__, which makes constants of them.
 template <class Sum>
-__global__ void __launch_bounds__(kRowParts * 32)
-    add_rows_kernel(const Sum* __restrict__ rows, int count, int width, Sum* __restrict__ first, int split,
-                    Sum* __restrict__ second) {
-  __shared__ Sum sums[kRowParts][32];
-  const int lane = threadIdx.x % 32, part = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
+__global__ void __launch_bounds__(kSumWarps * 32)
+    add_rows_kernel(const Sum* rows, int count, int width, Sum* first, int split, Sum* second) {
+  constexpr int kBatch = 8;  // loads in flight, of the last rows too
+  __shared__ Sum sums[kSumWarps][kSumColumns];
+  const int lane = threadIdx.x % 32, parts = blockDim.x / kSumColumns,
+            column = blockIdx.x * kSumColumns + lane % kSumColumns;
+  cudaGridDependencySynchronize();
   Sum sum = 0;
   if (column < width) {
-#pragma unroll 8
-    for (int row = part; row < count; row += kRowParts) sum += rows[std::int64_t{row} * width + column];
-  }
-  sums[part][lane] = sum;
-  __syncthreads();
-  if (part != 0 || column >= width) return;
+    for (int begin = threadIdx.x / kSumColumns; begin < count; begin += kBatch * parts) {
+      Sum batch[kBatch];
 #pragma unroll
-  for (int other = 1; other < kRowParts; ++other) sum += sums[other][lane];
+      for (int b = 0; b < kBatch; ++b) {
+        const int row = begin + b * parts;
+        batch[b] = row < count ? rows[std::int64_t{row} * width + column] : Sum(0);
+      }
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) sum += batch[b];
+    }
+  }
+#pragma unroll
+  for (int step = 16; step >= kSumColumns; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  if (lane < kSumColumns) sums[threadIdx.x / 32][lane] = sum;
+  __syncthreads();
+  if (threadIdx.x >= kSumColumns || column >= width) return;
+  for (int warp = 1; warp < blockDim.x / 32; ++warp) sum += sums[warp][lane];
   Sum& to = column < split ? first[column] : second[column - split];
   to += sum;
 }
 
-/// first[0 … split) and second[0 … width − split) += the column sums of rows [count, width].
+/// first[0 … split) and second[0 … width − split) += the column sums of rows [count, width], which the stream's last kernel
+/// wrote: the launch does not wait for its end, the sums do.
 inline void add_rows(const NativeStream& native, const float* rows, int count, int width, float* first, int split,
                      float* second) {
-  add_rows_kernel<<<ceil_div(width, 32), kRowParts * 32, 0, native.stream>>>(rows, count, width, first, split, second);
-  CUDA_CHECK(cudaGetLastError());
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(ceil_div(width, kSumColumns)));
+  config.blockDim = dim3(static_cast<unsigned>(std::min<int>(ceil_div(count, kSumRows), kSumWarps) * 32));
+  config.stream = native.stream, config.attrs = &early, config.numAttrs = 1;
+  CUDA_CHECK(cudaLaunchKernelEx(&config, add_rows_kernel<float>, rows, count, width, first, split, second));
 }
 
 }  // namespace dm::cuda
