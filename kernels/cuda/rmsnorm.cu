@@ -1,5 +1,6 @@
-// RMSNorm on the GPU: a block walks rows, a thread owns the same eight columns of each, so weight and its gradient stay in
-// registers. The next row is on its way while the block adds up this one.
+// RMSNorm on the GPU: a thread owns eight columns of a row. Forward, a block has one row, and many blocks a multiprocessor
+// hide one another's waits. Backward, a block walks rows, so that the gradient of the weight stays in registers; the next
+// row is on its way while the block adds up this one.
 //
 // Bytes a token (C columns, bf16): forward 4C residual in + 2C update in + 4C residual out + 2C out; backward 2C + 2C in, 4C
 // in and out, 2C copy out. Both are bound by memory. Widths that are no multiple of 8, or above 5120, take the
@@ -25,45 +26,33 @@ int blocks_for(const NativeStream& native, std::int64_t rows, int threads) {
   return static_cast<int>(std::min<std::int64_t>(rows, native.multiprocessors * (kMaxThreads / threads)));
 }
 
-/// residual_out may be residual; `update` may be null.
+/// A block a row. residual_out may be residual; `update` may be null.
 template <class T, class Update>
 __global__ void __launch_bounds__(kMaxThreads) forward(const float* residual, const Update* update, const float* weight,
-                                                       float* residual_out, T* out, float* rstd, std::int64_t rows, int C) {
-  __shared__ float sums[2][32];
+                                                       float* residual_out, T* out, float* rstd, int C) {
+  __shared__ float sums[32];
   const int column = threadIdx.x * kVector;
   const bool active = column < C;
-  float w[kVector] = {};
-  if (active) load8(weight + column, w);
-  Packed<float> next = {};
-  Packed<Update> next_update = {};  // zero is zero in every type
-  const auto load = [&](std::int64_t row) {
-    if (!active || row >= rows) return;
-    next = load_packed(residual + row * C + column);
-    if (update) next_update = load_packed(update + row * C + column);
-  };
-  load(blockIdx.x);
-  int turn = 0;
-#pragma unroll 1
-  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
-    const std::int64_t at = row * C + column;
-    float x[kVector], u[kVector];
-    unpack(next, x);
-    unpack(next_update, u);
-    load(row + gridDim.x);
-    float square = 0;
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      x[i] += u[i];
-      square += x[i] * x[i];
-    }
-    const float scale = rsqrtf(block_sum(square, sums[turn]) / static_cast<float>(C) + kRmsNormEpsilon);
-    if (threadIdx.x == 0) rstd[row] = scale;
-    if (!active) continue;
-    if (update || residual != residual_out) store8(residual_out + at, x);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) x[i] = x[i] * scale * w[i];
-    store8(out + at, x);
+  const std::int64_t row = blockIdx.x, at = row * C + column;
+  float x[kVector] = {}, u[kVector] = {}, w[kVector];
+  if (active) {
+    load8(residual + at, x);
+    if (update) load8(update + at, u);
+    load8(weight + column, w);
   }
+  float square = 0;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    x[i] += u[i];
+    square += x[i] * x[i];
+  }
+  const float scale = rsqrtf(block_sum(square, sums) / static_cast<float>(C) + kRmsNormEpsilon);
+  if (threadIdx.x == 0) rstd[row] = scale;
+  if (!active) return;
+  if (update || residual != residual_out) store8(residual_out + at, x);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) x[i] = x[i] * scale * w[i];
+  store8(out + at, x);
 }
 
 template <class T, class Update>
@@ -196,10 +185,13 @@ void add_rmsnorm_forward(Stream& stream, const Tensor& residual, const Tensor& u
     float *sum = residual_out.as<float>(), *scales = rstd.as<float>();
     const int vector = vector_threads(C);
     const bool wide = vector > 0 && aligned<16>(in, add, w, sum, pointer<T>(out));
-    const int threads = wide ? vector : kStridedThreads;
-    const auto kernel = wide ? forward<T, Update> : forward_strided<T, Update>;
-    kernel<<<blocks_for(native, rows, threads), threads, 0, native.stream>>>(in, add, w, sum, pointer<T>(out), scales, rows,
-                                                                             C);
+    if (wide) {
+      forward<T, Update>
+          <<<static_cast<unsigned>(rows), vector, 0, native.stream>>>(in, add, w, sum, pointer<T>(out), scales, C);
+    } else {
+      forward_strided<T, Update><<<blocks_for(native, rows, kStridedThreads), kStridedThreads, 0, native.stream>>>(
+          in, add, w, sum, pointer<T>(out), scales, rows, C);
+    }
     CUDA_CHECK(cudaGetLastError());
   };
   with_compute_type(out.dtype(), [&](auto element) {
