@@ -3,7 +3,7 @@
 // The last W inputs stay in registers, so every x is read once (and W − 1 again at each tile's edge): 4 bytes a channel and
 // token forward, 6 backward in bf16, bound by memory. The fast kernels have W = 4 and four channels a thread (8-byte
 // accesses of bf16, a warp covers 256 bytes of a row); the next four tokens are on their way while four are at work. Other
-// W, odd widths and calls with history take the general ones, one channel a thread. Forward's tiles are short, many waves of
+// W, odd widths and calls with history take the general ones, one channel a thread. Forward's tiles make two waves of
 // blocks; backward's are as long as one wave allows, for every tile walks three tokens more and leaves partial sums.
 //
 // Where a linear layer reads the output, its part of backward's cotangent is multiplied on the way (ProductWalk): 6 bytes a
@@ -27,17 +27,19 @@ using namespace conv;
 constexpr int kMaxTaps = 8;
 constexpr int kProjectedResident = 3;          // blocks of backward_projected a multiprocessor
 constexpr int kProjectedTile = kSegments * 8;  // what its tiles are multiples of: whole batches of four tokens
-constexpr int kForwardTile = 32;
-constexpr int kForwardResident = 6, kBackwardResident = 4;  // blocks a multiprocessor
+// Blocks a multiprocessor, as many as registers hold
+template <class T>
+constexpr int kForwardResident = std::is_same_v<T, float> ? 6 : 8;
+constexpr int kBackwardResident = 4;
 
 /// Grid: channels / 4 / threads, tiles, batch.
 template <class T>
-__global__ void __launch_bounds__(kThreads, kForwardResident)
+__global__ void __launch_bounds__(kThreads, kForwardResident<T>)
     forward(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias, T* __restrict__ out,
-            int tokens, int D, int stride) {
+            int tokens, int D, int stride, int tile) {
   const int channel = (blockIdx.x * kThreads + threadIdx.x) * kChannels;
   if (channel >= D) return;
-  const int begin = blockIdx.y * kForwardTile, end = min(begin + kForwardTile, tokens);
+  const int begin = blockIdx.y * tile, end = min(begin + tile, tokens);
   const std::int64_t row = std::int64_t{blockIdx.z} * tokens;
   x += row * stride + channel;
   out += row * D + channel;
@@ -296,6 +298,14 @@ bool is_fast(const Tensor& weight, const Tensor& bias, const Activations&... act
          aligned<alignof(Packed<T, kChannels>)>(pointer<const T>(activations)...);
 }
 
+/// Tokens a tile of forward, so that `columns` blocks a tile of each of B sequences are two waves of the `resident` ones.
+/// Tiles are whole batches of tokens.
+int forward_tile(int tokens, int columns, int B, int resident) {
+  constexpr int kShortest = 16, kUnit = kBatch<bf16>;
+  const int tiles = std::max(1, 2 * resident / (columns * B));
+  return std::max(kShortest, ceil_div(ceil_div(tokens, tiles), kUnit) * kUnit);
+}
+
 /// Tokens a tile of backward, so that `columns` blocks a tile of each of B sequences fill the device evenly: the fewest
 /// waves of `resident` blocks, times the tokens that a block walks and a few for its start.
 int backward_tile(int tokens, int columns, int B, std::int64_t resident) {
@@ -338,9 +348,10 @@ void causal_conv_silu_forward(Stream& stream, const Matrix& x, const Tensor& wei
   with_compute_type(out.dtype(), [&](auto element) {
     using T = decltype(element);
     if (!history && is_fast<T>(weight, bias, x, out)) {
-      const dim3 grid(ceil_div(D / kChannels, kThreads), ceil_div(tokens, kForwardTile), B);
-      forward<T><<<grid, kThreads, 0, native.stream>>>(pointer<const T>(x), weight.as<float>(), bias.as<float>(),
-                                                       pointer<T>(out), tokens, D, stride);
+      const int columns = ceil_div(D / kChannels, kThreads);
+      const int tile = forward_tile(tokens, columns, B, native.multiprocessors * kForwardResident<T>);
+      forward<T><<<dim3(columns, ceil_div(tokens, tile), B), kThreads, 0, native.stream>>>(
+          pointer<const T>(x), weight.as<float>(), bias.as<float>(), pointer<T>(out), tokens, D, stride, tile);
     } else {
       forward_general<T><<<dim3(ceil_div(D, kThreads), B), kThreads, 0, native.stream>>>(
           pointer<const T>(x), weight.as<float>(), bias.as<float>(), history ? history.as<float>() : nullptr,
