@@ -1,4 +1,4 @@
-// AdamW on the GPU: eight parameters a thread and turn in 16-byte accesses, 28 to 30 bytes a parameter, bound by memory.
+// AdamW on the GPU: eight parameters a thread in 16-byte accesses, 28 to 30 bytes a parameter, bound by memory.
 #include "kernels/adamw.h"
 
 #include "kernels/cuda/common.cuh"
@@ -99,7 +99,8 @@ void adamw(Stream& stream, const AdamWSettings& settings, const Tensor& control,
     using Value = decltype(element);
     const float* g = gradient.as<float>();
     float *m = first_moment.as<float>(), *v = second_moment.as<float>(), *w = master.as<float>();
-    update<Value><<<blocks_for_eight(native, n, kThreads, kResident), kThreads, 0, native.stream>>>(
+    // A turn a thread: blocks that come and go load while others store, which turns of one thread do not.
+    update<Value><<<ceil_div(n, kThreads * kVector), kThreads, 0, native.stream>>>(
         settings, control.as<float>(), n, unaligned_head(n, g, m, v, w, pointer<Value>(value)), g, m, v, w,
         pointer<Value>(value));
     CUDA_CHECK(cudaGetLastError());
