@@ -18,39 +18,25 @@ namespace dm::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kLookupRows = 8;
 constexpr int kChunk = 32;       // sorted tokens a block adds up
 constexpr int kRunThreads = 64;  // of these blocks: 256 columns where a thread has four
 constexpr int kBatch = 4;        // rows of dout in flight, and as many of dtable
 
-/// A block copies kLookupRows rows at once, all of whose loads are in flight together: the rows lie anywhere in the table,
-/// so each waits for device memory. Rows of other ranks are zero.
+/// A block copies one row: many of them a multiprocessor wait for a row anywhere in the table. Rows of other ranks are zero.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads)
     lookup(const std::int32_t* __restrict__ tokens, const T* __restrict__ table, std::int64_t first_row,
-           std::int64_t table_rows, std::int64_t count, std::int64_t C, float* __restrict__ out) {
-  const std::int64_t begin = std::int64_t{blockIdx.x} * kLookupRows;
-  std::int64_t rows[kLookupRows];
-#pragma unroll
-  for (int r = 0; r < kLookupRows; ++r) {
-    const std::int64_t row = begin + r < count ? tokens[begin + r] - first_row : -1;
-    rows[r] = row < table_rows ? row : -1;
-  }
+           std::int64_t table_rows, std::int64_t C, float* __restrict__ out) {
+  const std::int64_t row = tokens[blockIdx.x] - first_row;
+  const bool here = row >= 0 && row < table_rows;
   for (std::int64_t c = threadIdx.x * kWidth; c < C; c += std::int64_t{blockDim.x} * kWidth) {
-    float x[kLookupRows][kWidth] = {};
-#pragma unroll
-    for (int r = 0; r < kLookupRows; ++r) {
-      if (rows[r] < 0) continue;
-      if constexpr (kWidth > 1) {
-        unpack(load_packed<kWidth>(table + rows[r] * C + c), x[r]);
-      } else {
-        x[r][0] = to_float(table[rows[r] * C + c]);
-      }
+    float x[kWidth] = {};
+    if constexpr (kWidth > 1) {
+      if (here) unpack(load_packed<kWidth>(table + row * C + c), x);
+    } else {
+      if (here) x[0] = to_float(table[row * C + c]);
     }
-#pragma unroll
-    for (int r = 0; r < kLookupRows; ++r) {
-      if (begin + r < count) store_packed(out + (begin + r) * C + c, x[r]);
-    }
+    store_packed(out + blockIdx.x * C + c, x);
   }
 }
 
@@ -229,8 +215,8 @@ void embedding_forward(Stream& stream, const Tensor& tokens, const Tensor& table
     const auto kernel = wide ? lookup<T, kVector> : lookup<T, 1>;
     const std::int64_t columns = wide ? C / kVector : C;
     const int threads = static_cast<int>(std::min<std::int64_t>((columns + 31) / 32 * 32, kThreads));
-    kernel<<<ceil_div(count, kLookupRows), threads, 0, native.stream>>>(tokens.as<std::int32_t>(), pointer<const T>(table),
-                                                                        first_row, table.size(0), count, C, out.as<float>());
+    kernel<<<static_cast<unsigned>(count), threads, 0, native.stream>>>(tokens.as<std::int32_t>(), pointer<const T>(table),
+                                                                        first_row, table.size(0), C, out.as<float>());
     CUDA_CHECK(cudaGetLastError());
   });
 }
