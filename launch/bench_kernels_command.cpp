@@ -240,14 +240,14 @@ void StepBench::norms() {
   row("rmsnorm forward", {.bytes = 2 * floats(n) + 2 * activations(n)}, [&](KernelInputs& in) -> Call {
     const Tensor residual = in.random(shape, DType::f32), update = in.random(shape, compute_), weight = in.filled({C_}, 1);
     const Tensor sum = in.random(shape, DType::f32), out = in.random(shape, compute_), rstd = in.filled({tokens_}, 1);
-    return [=](Stream& stream) { add_rmsnorm_forward(stream, residual, update, weight, sum, out, rstd); };
+    return [=](Stream& stream) { add_rmsnorm_forward(stream, residual, update, Tensor(), weight, sum, out, rstd); };
   });
   const bool copies = compute_ != DType::f32;
   row("rmsnorm backward", {.bytes = 2 * floats(n) + (copies ? 3 : 2) * activations(n)}, [&](KernelInputs& in) -> Call {
     const Tensor dout = in.random(shape, compute_), x = in.random(shape, compute_), rstd = in.filled({tokens_}, 1);
     const Tensor weight = in.filled({C_}, 1), dresidual = in.random(shape, DType::f32), dweight = in.filled({C_}, 0);
     const Tensor dupdate = copies ? in.random(shape, compute_) : Tensor();
-    return [=](Stream& stream) { rmsnorm_backward(stream, dout, x, rstd, weight, dresidual, dupdate, dweight); };
+    return [=](Stream& stream) { rmsnorm_backward(stream, dout, Tensor(), x, rstd, weight, dresidual, dupdate, dweight); };
   });
 }
 

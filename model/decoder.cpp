@@ -57,18 +57,19 @@ void Decoder::run(Stream& stream, Arena& arena, const Tensor& tokens, const Tens
   std::vector<ScanRecurrence> sources;
 
   TensorGroup& group = model_.tensor();
-  const RowPieces rows = RowPieces::whole(tokens.numel());  // few: a sum of them is one short wait
+  const Parts whole = Parts::whole(shape.batch, shape.tokens);  // few rows: a sum of them is one short wait
 
   model_.vocabulary().embed(stream, tokens, residual);
-  group.start_sum(stream, rows, residual, 0);
+  group.start_sum(stream, whole, residual, 0, 1);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     const Mixer& mixer = model_.mixers()[static_cast<std::size_t>(layer)];
     const LayerState& state = states_[static_cast<std::size_t>(layer)];
     const Mixer::Carry carry{state.conv_history, state.before, state.after};
     history.claim(DenseHistory::Part::scan_inputs, layer);
-    norm_forward(stream, group, rows, residual, layer == 0 ? Tensor() : update, model_.norm(layer).value,
+    norm_forward(stream, group, whole, 0, residual, layer == 0 ? Tensor() : update, model_.norm(layer).value,
                  history.projected(layer).x, history.rstd(layer));
-    mixer.project(stream, rows, history.projected(layer), carry, {});
+    mixer.begin_project(stream, history.projected(layer), 0, carry, Tensor(), {});
+    mixer.end_project(stream, history.projected(layer), {});
     mixer.gate(stream, history.projected(layer), history.mixed(layer));
     const auto below = history.sources(layer);
     sources.assign(below.begin(), below.end());
@@ -76,10 +77,10 @@ void Decoder::run(Stream& stream, Arena& arena, const Tensor& tokens, const Tens
       sources[s].initial = states_[static_cast<std::size_t>(layer) - 1 - s].before;  // sources come nearest first
     }
     mixer.mix(stream, history.projected(layer), Tensor(), carry, sources, history.mixed(layer));
-    mixer.output(stream, rows, history.mixed(layer), update);
+    mixer.output(stream, whole, 0, history.mixed(layer), update);
   }
-  const Tensor rstd = arena.allocate({shape.rows()}, DType::f32, "residual stream");
-  norm_forward(stream, group, rows, residual, update, model_.final_norm().value, update, rstd);
+  const Tensor rstd = arena.allocate({shape.batch, shape.tokens}, DType::f32, "residual stream");
+  norm_forward(stream, group, whole, 0, residual, update, model_.final_norm().value, update, rstd);
   model_.vocabulary().logits(stream, update, logits);
 }
 

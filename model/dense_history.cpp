@@ -7,7 +7,7 @@ namespace dm {
 
 DenseHistory::DenseHistory(Arena& arena, const ModelConfig& config, const ActivationShape& shape, bool training,
                            Recompute recompute, std::span<const Mixer> mixers)
-    : config_(config), mixers_(mixers) {
+    : config_(config), whole_(Parts::whole(shape.batch, shape.tokens)), mixers_(mixers) {
   const std::int64_t L = config.layers, window = std::min(L, config.dense_depth + 1);
   const std::int64_t B = shape.batch, T = shape.tokens, C = config.d_model, N = config.d_state, G = config.gate_rank;
   const Shape channels{B, T, shape.local_channels}, dbc{B, T, config.dt_rank + 2 * N};
@@ -41,7 +41,7 @@ DenseHistory::DenseHistory(Arena& arena, const ModelConfig& config, const Activa
   };
 
   const std::int64_t kept = training ? L : window;
-  ring(kept, {shape.rows()}, DType::f32, "normalised inputs", into(rstd_));
+  ring(kept, {B, T}, DType::f32, "normalised inputs", into(rstd_));
   ring(kept, {B, T, C}, compute, "normalised inputs", project(&Mixer::Projected::x));
   ring(kept, dbc, DType::f32, "x_proj outputs", project(&Mixer::Projected::dbc));
   if (training) {
@@ -68,11 +68,12 @@ DenseHistory::DenseHistory(Arena& arena, const ModelConfig& config, const Activa
   }
 }
 
-std::span<const ScanRecurrence> DenseHistory::sources(std::int64_t layer) {
+std::span<const ScanRecurrence> DenseHistory::sources(std::int64_t layer, const Parts& parts, int i) {
   sources_.clear();
   for (std::int64_t below = layer - 1; below >= layer - config_.sources_of(layer); --below) {
     require(holds(Part::scan_inputs, below), "a dense source's scan inputs are gone");
-    sources_.push_back(mixers_[index(below)].recurrence(projected(below), chunk_states(below), {}));
+    sources_.push_back(
+        mixers_[index(below)].recurrence(projected(below).part(parts, i), parts.of(chunk_states(below), i), {}));
   }
   return sources_;
 }

@@ -28,7 +28,7 @@ class DenseHistory {
   DenseHistory(Arena& arena, const ModelConfig& config, const ActivationShape& shape, bool training, Recompute recompute,
                std::span<const Mixer> mixers);
 
-  /// [B·T] f32, of the norm before `layer`, which writes the normalised input to projected(layer).x.
+  /// [B, T] f32, of the norm before `layer`, which writes the normalised input to projected(layer).x.
   Tensor rstd(std::int64_t layer) const { return rstd_[index(layer)]; }
   /// As `scan_states` says; absent without backward.
   Tensor chunk_states(std::int64_t layer) const { return chunk_states_[index(layer)]; }
@@ -40,8 +40,11 @@ class DenseHistory {
   bool holds(Part part, std::int64_t layer) const { return owners_[at(part)][slot(part, layer)] == layer; }
   void claim(Part part, std::int64_t layer) { owners_[at(part)][slot(part, layer)] = layer; }
 
-  /// The recurrences that `layer` reads, nearest first. Their scan inputs must be held. Valid until the next call.
-  std::span<const ScanRecurrence> sources(std::int64_t layer);
+  /// Part `i` of the recurrences that `layer` reads, nearest first. Their scan inputs must be held. Valid until the next
+  /// call.
+  std::span<const ScanRecurrence> sources(std::int64_t layer, const Parts& parts, int i);
+  /// All of them.
+  std::span<const ScanRecurrence> sources(std::int64_t layer) { return sources(layer, whole_, 0); }
   /// The layers that read `layer`, whose q their backward has written, nearest first. Valid until the next call.
   std::span<const ScanReader> readers(std::int64_t layer);
   /// Where `layer`'s backward writes its q; absent for layers without sources.
@@ -53,6 +56,7 @@ class DenseHistory {
   std::size_t slot(Part part, std::int64_t layer) const { return index(layer) % owners_[at(part)].size(); }
 
   const ModelConfig& config_;
+  Parts whole_;
   std::span<const Mixer> mixers_;
   std::vector<Tensor> rstd_, chunk_states_, q_;  // by layer, several of which may share a slot, like the next two
   std::vector<Mixer::Projected> projected_;

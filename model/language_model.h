@@ -16,8 +16,13 @@ namespace dm {
 /// tensor group, with the same tokens. Run it on a planning stream with a planning arena to learn the arena's size.
 class LanguageModel {
  public:
-  /// `config` is resolved; all three outlive the model.
-  LanguageModel(const ModelConfig& config, const ParameterStore& store, Communicator& tensor);
+  /// Sequences × channels of a rank whose scan fills a GPU: halves of fewer lose more in it than what they hide.
+  static constexpr std::int64_t kFillsGpu = 8192;
+
+  /// `config` is resolved; all three outlive the model. Micro-batches go forward in halves (`Parts`) over a tensor group
+  /// whose GPUs have `worth_halving` sequences × channels in each; on the CPU always.
+  LanguageModel(const ModelConfig& config, const ParameterStore& store, Communicator& tensor,
+                std::int64_t worth_halving = kFillsGpu);
   LanguageModel(const LanguageModel&) = delete;
   LanguageModel& operator=(const LanguageModel&) = delete;
 
@@ -57,19 +62,32 @@ class LanguageModel {
   /// The normalised output of the last layer, and what its backward reads. Of residual and rstd this rank's own rows.
   struct Top {
     Tensor residual;  ///< [B, T, C] f32.
-    Tensor rstd;      ///< [B·T] f32.
+    Tensor rstd;      ///< [B, T] f32.
     Tensor x;         ///< [B, T, C].
   };
 
+  /// How a micro-batch crosses the tensor group.
+  struct Exchange {
+    Parts parts;
+    Tensor small;  ///< [B, T, R+2N+G] f32: the inbox of the mixers' small sums, or absent.
+
+    /// The inbox of `sum`, which is one of them.
+    Tensor small_of(const Tensor& sum) const { return small ? small.flat(0, sum.numel()) : Tensor(); }
+  };
+
   ActivationShape shape_of(const Tensor& tokens) const;
-  Top forward(Stream& stream, Arena& arena, const Tensor& tokens, DenseHistory& history, const BlockHooks& hooks) const;
-  void backward(Stream& stream, Arena& arena, const Tensor& tokens, const Top& top, const Tensor& dtop,
-                DenseHistory& history, Accumulate gradients, const BlockHooks& hooks) const;
+  /// Inboxes come from `arena`.
+  Exchange exchange(Arena& arena, const ActivationShape& shape) const;
+  Top forward(Stream& stream, Arena& arena, const Tensor& tokens, const Exchange& exchange, DenseHistory& history,
+              const BlockHooks& hooks) const;
+  void backward(Stream& stream, Arena& arena, const Tensor& tokens, const Exchange& exchange, const Top& top,
+                const Tensor& dtop, DenseHistory& history, Accumulate gradients, const BlockHooks& hooks) const;
   /// Makes again what backward of `layer` reads and the rings no longer hold.
-  void restore(Stream& stream, const RowPieces& rows, std::int64_t layer, DenseHistory& history) const;
+  void restore(Stream& stream, std::int64_t layer, DenseHistory& history) const;
 
   const ModelConfig& config_;
   DType compute_;
+  std::int64_t worth_halving_;
   std::unique_ptr<TensorGroup> tensor_;
   VocabularyParallel vocabulary_;
   std::vector<Parameter> norms_;

@@ -30,21 +30,19 @@ Mixer::Mixer(const ModelConfig& config, std::int64_t layer, const ParameterStore
   }
 }
 
-void Mixer::project(Stream& stream, const RowPieces& rows, const Projected& p, const Carry& carry, Known known) const {
-  const bool at_once = projects_at_once();
-  const int last = rows.count() - 1;  // whose z is for while the sum is on the wire
-  for (int i = 0; i <= last && !known.xh_z; ++i) {
-    if (!known.dbc) tensor_->finish(stream, i);
-    const bool whole = at_once || i < last;
-    linear_forward(stream, rows.piece(p.x, i), whole ? in_proj_.value : in_xh_,
-                   rows.piece(whole ? Matrix(p.xh_z) : p.xh(), i));
-  }
+void Mixer::begin_project(Stream& stream, const Projected& p, int part, const Carry& carry, const Tensor& inbox,
+                          Known known) const {
+  if (!known.dbc) tensor_->finish(stream, part);
+  if (!known.xh_z && projects_at_once()) linear_forward(stream, p.x, in_proj_.value, p.xh_z);
+  if (!known.xh_z && !projects_at_once()) linear_forward(stream, p.x, in_xh_, p.xh());
   causal_conv_silu_forward(stream, p.xh(), conv_weight_.value, conv_bias_.value, carry.conv_history, p.u);
-  if (!known.dbc) {
-    linear_forward(stream, p.u, x_proj_.value, p.dbc);
-    tensor_->start_sum(stream, p.dbc);
-  }
-  if (!known.xh_z && !at_once) linear_forward(stream, rows.piece(p.x, last), in_z_, rows.piece(p.z(), last));
+  if (known.dbc) return;
+  linear_forward(stream, p.u, x_proj_.value, p.dbc);
+  tensor_->start_sum(stream, p.dbc, inbox);
+}
+
+void Mixer::end_project(Stream& stream, const Projected& p, Known known) const {
+  if (!known.xh_z && !projects_at_once()) linear_forward(stream, p.x, in_z_, p.z());
   if (!known.dbc) tensor_->finish_sum(stream);
   if (p.dbc_operand.dtype() != DType::f32) convert(stream, p.dbc, p.dbc_operand);
   linear_forward(stream, Matrix(p.dbc_operand).columns_of(0, R_), dt_proj_.value, p.dt);
@@ -78,15 +76,13 @@ void Mixer::mix(Stream& stream, const Projected& p, const Tensor& chunk_states, 
                                   .final_state = carry.final_state});
 }
 
-void Mixer::output(Stream& stream, const RowPieces& rows, const Mixed& m, const Tensor& out) const {
-  for (int i = 0; i < rows.count(); ++i) {
-    linear_forward(stream, rows.piece(m.out, i), out_proj_.value, rows.piece(out, i));
-    tensor_->start_sum(stream, rows, out, i);
-  }
+void Mixer::output(Stream& stream, const Parts& parts, int i, const Mixed& m, const Tensor& out) const {
+  linear_forward(stream, m.out, out_proj_.value, parts.of(out, i));
+  tensor_->start_sum(stream, parts, out, i, 1);
 }
 
-Mixer::Cotangents Mixer::backward(Stream& stream, Arena& arena, const RowPieces& rows, const Tensor& dout,
-                                  const Projected& p, const Mixed& m, const Tensor& chunk_states,
+Mixer::Cotangents Mixer::backward(Stream& stream, Arena& arena, const Parts& parts, const Tensor& small_inbox,
+                                  const Tensor& dout, const Projected& p, const Mixed& m, const Tensor& chunk_states,
                                   std::span<const ScanRecurrence> sources, std::span<const ScanReader> readers,
                                   const Tensor& q, const Tensor& dx, Accumulate gradients) const {
   const Shape channels = p.u.shape();
@@ -102,10 +98,8 @@ Mixer::Cotangents Mixer::backward(Stream& stream, Arena& arena, const RowPieces&
 
   // out = mixed.out · out_projᵀ
   const Tensor dmixed = scratch(channels, compute);
-  for (int i = 0; i < rows.count(); ++i) {
-    tensor_->finish(stream, i);
-    linear_backward_input(stream, rows.piece(dout, i), out_proj_.value, rows.piece(dmixed, i), Accumulate::overwrite);
-  }
+  for (int i = 0; i < parts.count(); ++i) tensor_->finish(stream, i);
+  linear_backward_input(stream, dout, out_proj_.value, dmixed, Accumulate::overwrite);
 
   // The scan. Cotangents of x_proj's output and of the gate's bottleneck share one buffer: they cross the group together,
   // in float32; where nobody else adds to them they are rounded as they are made.
@@ -145,7 +139,7 @@ Mixer::Cotangents Mixer::backward(Stream& stream, Arena& arena, const RowPieces&
     dhidden = crossing.flat(tokens * small, tokens * G).reshaped(m.gate_hidden.shape());
     linear_backward_input(stream, dgate, gate_fc2_.value, dhidden, Accumulate::overwrite);
   }
-  tensor_->start_sum(stream, crossing);
+  tensor_->start_sum(stream, crossing, small_inbox ? small_inbox.flat(0, crossing.numel()) : Tensor());
 
   // [xh | z] = x · in_projᵀ, from z while the sum is on the wire; without a sum it is one product, below
   const bool at_once = projects_at_once();
@@ -165,19 +159,16 @@ Mixer::Cotangents Mixer::backward(Stream& stream, Arena& arena, const RowPieces&
   }
   const int rank = tensor_->ranks().rank(), ranks = tensor_->ranks().size();
   const std::int64_t share = G * rank / ranks, share_end = G * (rank + 1) / ranks;
-  for (int i = 0; i < rows.count(); ++i) {
-    const Matrix piece = rows.piece(dx, i);
-    if (at_once) {
-      linear_backward_input(stream, rows.piece(dxh_z, i), in_proj_.value, piece, Accumulate::overwrite);
-    } else {
-      linear_backward_input(stream, rows.piece(dxh, i), in_xh_, piece, Accumulate::add);
-    }
-    if (dense_) {
-      const Matrix through = Matrix(rows.piece(dgate_input, i)).columns_of(share, share_end - share);
-      linear_backward_input(stream, through, gate_fc1_.value.slice(share, share_end - share), piece, Accumulate::add);
-    }
-    tensor_->start_sum(stream, rows, dx, i);
+  if (at_once) {
+    linear_backward_input(stream, dxh_z, in_proj_.value, dx, Accumulate::overwrite);
+  } else {
+    linear_backward_input(stream, dxh, in_xh_, dx, Accumulate::add);
   }
+  if (dense_) {
+    const Matrix through = Matrix(dgate_input).columns_of(share, share_end - share);
+    linear_backward_input(stream, through, gate_fc1_.value.slice(share, share_end - share), dx, Accumulate::add);
+  }
+  tensor_->start_sum(stream, parts, dx, 0, parts.count());
   linear_backward_weight(stream, dxh_z, p.x, in_proj_.gradient, gradients);
   return {.out = dout, .dt = ddt, .dbc = ddbc_operand, .gate = dgate, .gate_input = dgate_input};
 }

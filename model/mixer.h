@@ -26,9 +26,9 @@ struct ActivationShape {
 };
 
 /// Channels are cut over the tensor group; three sums over it make the function that of one rank: the small float32 one of
-/// x_proj's output between `project`'s halves, its backward counterpart, and that of the rows [.., C] which `output` and
-/// `backward` start piece by piece and the next norm ends. All run beside work that does not wait for them. Owns no memory;
-/// holds views of its parameters and the group.
+/// x_proj's output between `begin_project` and `end_project`, its backward counterpart, and that of the rows [.., C] which
+/// `output` and `backward` start and the next norm ends. All run beside work that does not wait for them. Forward takes one
+/// part of a micro-batch at a time, backward all. Owns no memory; holds views of its parameters and the group.
 class Mixer {
  public:
   /// What `project` makes: the input of this layer's scan, and of the scans of the layers above that read its states.
@@ -42,6 +42,14 @@ class Mixer {
 
     Matrix xh() const { return Matrix(xh_z).columns_of(0, xh_z.size(-1) / 2); }
     Matrix z() const { return Matrix(xh_z).columns_of(xh_z.size(-1) / 2, xh_z.size(-1) / 2); }
+    Projected part(const Parts& parts, int i) const {
+      return {.x = parts.of(x, i),
+              .xh_z = parts.of(xh_z, i),
+              .u = parts.of(u, i),
+              .dt = parts.of(dt, i),
+              .dbc = parts.of(dbc, i),
+              .dbc_operand = parts.of(dbc_operand, i)};
+    }
   };
 
   /// What `gate` and `mix` make.
@@ -50,9 +58,16 @@ class Mixer {
     Tensor gate_hidden;  ///< [B, T, G] its silu.
     Tensor gate;         ///< [B, T, D] fc2's output, before its silu.
     Tensor out;          ///< [B, T, D] y ⊙ silu(z).
+
+    Mixed part(const Parts& parts, int i) const {
+      return {.gate_input = parts.of(gate_input, i),
+              .gate_hidden = parts.of(gate_hidden, i),
+              .gate = parts.of(gate, i),
+              .out = parts.of(out, i)};
+    }
   };
 
-  /// What of a Projected is still there from an earlier call of `project`.
+  /// What of a Projected is still there from an earlier projection.
   struct Known {
     bool xh_z = false;
     bool dbc = false;  ///< Then nothing is communicated.
@@ -79,9 +94,12 @@ class Mixer {
   /// True when this layer reads the states of layers below.
   bool dense() const { return dense_; }
 
-  /// Fills everything of `projected` but x, the gather of whose pieces the caller's norm has started and this ends, and what
-  /// is `known`.
-  void project(Stream& stream, const RowPieces& rows, const Projected& projected, const Carry& carry, Known known) const;
+  /// These two fill everything of `projected` but x and what is `known`. The caller's norm has started to gather x as part
+  /// `part`, which the first ends. It starts the sum of dbc, with `inbox` or without, and the second ends it after work of
+  /// its own.
+  void begin_project(Stream& stream, const Projected& projected, int part, const Carry& carry, const Tensor& inbox,
+                     Known known) const;
+  void end_project(Stream& stream, const Projected& projected, Known known) const;
 
   /// This layer's recurrence as the scans of the layers above run it.
   ScanRecurrence recurrence(const Projected& projected, const Tensor& chunk_states, const Tensor& initial_state) const;
@@ -93,17 +111,18 @@ class Mixer {
   void mix(Stream& stream, const Projected& projected, const Tensor& chunk_states, const Carry& carry,
            std::span<const ScanRecurrence> sources, const Mixed& mixed) const;
 
-  /// out [B, T, C] = out_proj of mixed.out; starts its pieces' sums.
-  void output(Stream& stream, const RowPieces& rows, const Mixed& mixed, const Tensor& out) const;
+  /// Part `i` of out [B, T, C] = out_proj of mixed.out, which is that part's; starts its sum.
+  void output(Stream& stream, const Parts& parts, int i, const Mixed& mixed, const Tensor& out) const;
 
-  /// From dout [B, T, C] (cotangent of `output`'s out, the gather of whose pieces this ends): dx [B, T, C] (overwritten;
-  /// starts its pieces' sums), q [B, T, D] (written for dense layers: this layer's part in its sources' backward), and the
+  /// From dout [B, T, C] (cotangent of `output`'s out, whose gather this ends): dx [B, T, C] (overwritten; starts its sum),
+  /// q [B, T, D] (written for dense layers: this layer's part in its sources' backward), and the
   /// gradients of in_proj (overwritten or added to, as `gradients` says), convolution and scan (added to). Of `mixed` it
   /// reads the gate; mixed.out is made again. Overwrites mixed.gate. Scratch comes from `arena`, and what it returns is part
   /// of it.
-  Cotangents backward(Stream& stream, Arena& arena, const RowPieces& rows, const Tensor& dout, const Projected& projected,
-                      const Mixed& mixed, const Tensor& chunk_states, std::span<const ScanRecurrence> sources,
-                      std::span<const ScanReader> readers, const Tensor& q, const Tensor& dx, Accumulate gradients) const;
+  Cotangents backward(Stream& stream, Arena& arena, const Parts& parts, const Tensor& small_inbox, const Tensor& dout,
+                      const Projected& projected, const Mixed& mixed, const Tensor& chunk_states,
+                      std::span<const ScanRecurrence> sources, std::span<const ScanReader> readers, const Tensor& q,
+                      const Tensor& dx, Accumulate gradients) const;
   /// The gradients of the other matrices (overwritten or added to): work for while the group gathers the next dout.
   void backward_weights(Stream& stream, const Cotangents& cotangents, const Projected& projected, const Mixed& mixed,
                         Accumulate gradients) const;

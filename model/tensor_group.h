@@ -4,8 +4,11 @@
 #include <array>
 #include <cstddef>
 #include <optional>
+#include <span>
+#include <vector>
 
-#include "model/row_pieces.h"
+#include "kernels/elementwise.h"
+#include "model/parts.h"
 #include "parallel/communicator.h"
 #include "runtime/stream.h"
 
@@ -14,6 +17,12 @@ namespace dm {
 /// A tensor-parallel layer waits for sums of its ranks' partial results. Between the start of a transfer and its finish the
 /// stream's work leaves the tensor alone, and the transfer runs on a stream of its own, one after the other. Every rank of
 /// the group makes the same calls. On the CPU a transfer is done when it is started, and a group of one transfers nothing.
+///
+/// A sum may have an inbox, memory for the other ranks' terms alone. Where GPUs send directly (Communicator::sends) terms
+/// arrive there before anybody asks for them, and whoever waits for the sum adds them. What Communicator demands of such
+/// transfers holds because each of a layer's needs the one before: x_proj's sum the gathered rows, the sum of rows x_proj's,
+/// the next gather the sum of rows; halves that take turns put one of the other half's between. And because a pass begins
+/// with a sum without an inbox, the embedding's.
 class TensorGroup {
  public:
   /// `ranks` outlives the group.
@@ -22,59 +31,92 @@ class TensorGroup {
   TensorGroup& operator=(const TensorGroup&) = delete;
 
   Communicator& ranks() const { return ranks_; }
-  RowPieces pieces(std::int64_t rows) const { return RowPieces(rows, ranks_.rank(), ranks_.size()); }
 
-  /// tensor = sum over the ranks of what is in it after all work given to `stream` so far. One such sum at a time.
-  void start_sum(Stream& stream, const Tensor& tensor) {
-    start(stream, sum_, [&](Stream& beside) { ranks_.all_reduce(beside, tensor); });
-  }
-  /// Work given to `stream` from now on sees the sum.
-  void finish_sum(Stream& stream) const { sum_.done.hold(stream); }
-
-  /// This rank's own rows of piece `i` of x = sum over the ranks; the rest of the piece is undefined. One transfer of a
-  /// piece number at a time: `finish` it before the next.
-  void start_sum(Stream& stream, const RowPieces& rows, const Tensor& x, int i) {
-    const Tensor piece = rows.piece(x, i);
-    start(stream, pieces_[static_cast<std::size_t>(i)], [&](Stream& beside) {
-      if (rows.cut()) {
-        ranks_.reduce_scatter(beside, piece.flat(), rows.own(x, i).flat());
+  /// tensor = sum over the ranks of what is in it after all work given to `stream` so far. One such sum at a time. `inbox`
+  /// is of the tensor's size, or absent.
+  void start_sum(Stream& stream, const Tensor& tensor, const Tensor& inbox) {
+    const auto sums = std::span(&sum_, 1);
+    start(stream, sums, [&](Stream& beside) {
+      if (ranks_.size() == 2 && inbox && ranks_.sends(tensor)) {
+        ranks_.send_whole(beside, tensor, inbox);
+        sum_.terms = inbox, sum_.to = tensor;
       } else {
-        ranks_.all_reduce(beside, piece);
+        ranks_.all_reduce(beside, tensor);
       }
     });
   }
-  /// Piece `i` of x = the own rows of all ranks.
-  void start_gather(Stream& stream, const RowPieces& rows, const Tensor& x, int i) {
-    if (!rows.cut()) return;
-    start(stream, pieces_[static_cast<std::size_t>(i)],
-          [&](Stream& beside) { ranks_.all_gather(beside, rows.own(x, i).flat(), rows.piece(x, i).flat()); });
+  /// Work given to `stream` from now on sees the sum.
+  void finish_sum(Stream& stream) {
+    sum_.done.hold(stream);
+    if (sum_.terms) add_to(stream, sum_.terms, sum_.to);
   }
-  /// Work given to `stream` from now on sees what was last started for piece `i`.
-  void finish(Stream& stream, int i) const { pieces_[static_cast<std::size_t>(i)].done.hold(stream); }
-  void finish(Stream& stream, const RowPieces& rows) const {
-    for (int i = 0; i < rows.count(); ++i) finish(stream, i);
+
+  /// This rank's own rows of parts [first, first + count) of x = sum over the ranks, but for the terms that `finish`
+  /// returns; the rest of the parts is undefined. One transfer of a part at a time: `finish` it before the next. Inboxes are
+  /// those of `parts`, or none unless `receives`.
+  void start_sum(Stream& stream, const Parts& parts, const Tensor& x, int first, int count, bool receives = true) {
+    const auto transfers = std::span(parts_).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
+    start(stream, transfers, [&](Stream& beside) {
+      std::vector<Tensor> wholes, inboxes;
+      for (int i = first; i < first + count; ++i) wholes.push_back(parts.of(x, i)), inboxes.push_back(parts.inbox(i));
+      if (receives && parts.cut() && inboxes.front() && ranks_.sends(wholes.front())) {
+        ranks_.send_parts(beside, wholes, inboxes);
+        for (std::size_t i = 0; i < transfers.size(); ++i) transfers[i].terms = inboxes[i];
+        return;
+      }
+      for (int i = first; i < first + count; ++i) {
+        if (parts.cut()) {
+          ranks_.reduce_scatter(beside, parts.of(x, i).flat(), parts.own(x, i).flat());
+        } else {
+          ranks_.all_reduce(beside, parts.of(x, i));
+        }
+      }
+    });
+  }
+  /// Parts [first, first + count) of x = the own rows of all ranks.
+  void start_gather(Stream& stream, const Parts& parts, const Tensor& x, int first, int count) {
+    if (!parts.cut()) return;
+    const auto transfers = std::span(parts_).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
+    start(stream, transfers, [&](Stream& beside) {
+      std::vector<Tensor> wholes;
+      for (int i = first; i < first + count; ++i) wholes.push_back(parts.of(x, i));
+      if (ranks_.sends(wholes.front())) return ranks_.send_own(beside, wholes);
+      for (int i = first; i < first + count; ++i) {
+        ranks_.all_gather(beside, parts.own(x, i).flat(), parts.of(x, i).flat());
+      }
+    });
+  }
+  /// Work given to `stream` from now on sees what was last started for part `i`. Returns what the own rows of a sum still
+  /// lack, [K, rows, C] or absent.
+  Tensor finish(Stream& stream, int i) const {
+    const Transfer& transfer = parts_[static_cast<std::size_t>(i)];
+    transfer.done.hold(stream);
+    return transfer.terms;
   }
 
  private:
   struct Transfer {
     Event begin, done;
+    Tensor terms, to;  // what arrives in an inbox, or absent; and what it is to be added to
   };
 
   template <class Work>
-  void start(Stream& stream, Transfer& transfer, const Work& work) {
+  void start(Stream& stream, std::span<Transfer> transfers, const Work& work) {
     if (ranks_.size() == 1) return;
+    for (Transfer& transfer : transfers) transfer.terms = Tensor();
     if (!stream.native()) return work(stream);
     if (!beside_) beside_.emplace(stream.device(), nullptr, Stream::Priority::high);
-    transfer.begin.record(stream);
-    transfer.begin.hold(*beside_);
+    Event& begin = transfers.front().begin;
+    begin.record(stream);
+    begin.hold(*beside_);
     work(*beside_);
-    transfer.done.record(*beside_);
+    for (Transfer& transfer : transfers) transfer.done.record(*beside_);
   }
 
   Communicator& ranks_;
   std::optional<Stream> beside_;  // of a GPU; made at the first transfer
   Transfer sum_;
-  std::array<Transfer, RowPieces::kPieces> pieces_;
+  std::array<Transfer, Parts::kMost> parts_;
 };
 
 }  // namespace dm

@@ -56,6 +56,7 @@ void Communicator::run(Stream& stream, std::string_view op, std::int64_t bytes, 
   };
   const Trace::Range range(stream.trace(), op, Trace::Kind::communication);
   ++counters_.calls;
+  last_op_ = op;
   counters_.bytes += bytes;
   if (observer_) observer_->entered(op, name_, bytes);
   const Visit visit{observer_};
@@ -87,6 +88,51 @@ void Communicator::broadcast(Stream& stream, const Tensor& tensor, int root) {
 
 void Communicator::barrier(Stream& stream) {
   run(stream, "barrier", 0, [&] { do_barrier(stream); });
+}
+
+void Communicator::send_parts(Stream& stream, std::span<const Tensor> fulls, std::span<const Tensor> inboxes) {
+  std::int64_t bytes = 0;
+  for (std::size_t i = 0; i < fulls.size(); ++i) {
+    const std::int64_t part = fulls[i].numel() / size();
+    check_present("send_parts", name_, stream, fulls[i]);
+    if (fulls.size() != inboxes.size() || fulls[i].numel() != part * size() || inboxes[i].dtype() != fulls[i].dtype() ||
+        inboxes[i].numel() != part * (size() - 1)) {
+      refuse("send_parts", name_, "an inbox does not fit its tensor");
+    }
+    bytes += fulls[i].bytes();
+  }
+  if (last_op_ == "send_parts") refuse("send_parts", name_, "twice in a row");
+  run(stream, "send_parts", bytes, [&] { do_send_parts(stream, fulls, inboxes); });
+}
+
+void Communicator::send_whole(Stream& stream, const Tensor& tensor, const Tensor& inbox) {
+  check_present("send_whole", name_, stream, tensor);
+  if (size() != 2 || inbox.dtype() != tensor.dtype() || inbox.numel() != tensor.numel()) {
+    refuse("send_whole", name_, "it is for two ranks and an inbox like the tensor");
+  }
+  if (last_op_ == "send_whole") refuse("send_whole", name_, "twice in a row");
+  run(stream, "send_whole", tensor.bytes(), [&] { do_send_whole(stream, tensor, inbox); });
+}
+
+void Communicator::send_own(Stream& stream, std::span<const Tensor> fulls) {
+  std::int64_t bytes = 0;
+  for (const Tensor& full : fulls) {
+    check_present("send_own", name_, stream, full);
+    if (full.numel() % size() != 0) refuse("send_own", name_, "the ranks do not divide a tensor");
+    bytes += full.bytes() / size();
+  }
+  if (last_op_ == "send_own") refuse("send_own", name_, "twice in a row");
+  run(stream, "send_own", bytes, [&] { do_send_own(stream, fulls); });
+}
+
+void Communicator::do_send_parts(Stream&, std::span<const Tensor>, std::span<const Tensor>) {
+  refuse("send_parts", name_, "this group does not send");
+}
+void Communicator::do_send_whole(Stream&, const Tensor&, const Tensor&) {
+  refuse("send_whole", name_, "this group does not send");
+}
+void Communicator::do_send_own(Stream&, std::span<const Tensor>) {
+  refuse("send_own", name_, "this group does not send");
 }
 
 }  // namespace dm

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -79,6 +80,19 @@ class Communicator {
     return false;
   }
 
+  /// The three transfers below move data without first waiting for the other ranks. In return the caller knows that no rank
+  /// still uses what they write there: all work that does was given to its stream before this group's last collective, or
+  /// is that collective. That was on the same stream, and was not a transfer of the same name. They are possible and worth
+  /// it for tensors like `full`, in `share`d memory and long, where `sends` says so, which it does alike on every rank.
+  virtual bool sends(const Tensor& /*full*/) const { return false; }
+  /// inboxes[i] [size − 1, n] = what the other ranks, from rank() + 1 on, have in part rank() of fulls[i] [size · n]: with
+  /// this rank's own, the terms of a reduce_scatter.
+  void send_parts(Stream& stream, std::span<const Tensor> fulls, std::span<const Tensor> inboxes);
+  /// inbox = what the other of two ranks has in `tensor`: with this rank's own, the terms of an all_reduce.
+  void send_whole(Stream& stream, const Tensor& tensor, const Tensor& inbox);
+  /// An all_gather of each of `fulls`, whose part rank() is in place.
+  void send_own(Stream& stream, std::span<const Tensor> fulls);
+
   /// The ranks that pass the same color, ordered by key, as a new group. Collective.
   virtual std::unique_ptr<Communicator> split(int color, int key, std::string name) = 0;
   /// Ends the whole job at once with `exit_code`, also while other ranks wait in a collective. Does not return.
@@ -93,6 +107,9 @@ class Communicator {
   virtual void do_all_gather(Stream& stream, const Tensor& shard, const Tensor& full) = 0;
   virtual void do_broadcast(Stream& stream, const Tensor& tensor, int root) = 0;
   virtual void do_barrier(Stream& stream) = 0;
+  virtual void do_send_parts(Stream& stream, std::span<const Tensor> fulls, std::span<const Tensor> inboxes);
+  virtual void do_send_whole(Stream& stream, const Tensor& tensor, const Tensor& inbox);
+  virtual void do_send_own(Stream& stream, std::span<const Tensor> fulls);
   virtual void begin_together() {}
   virtual void end_together() {}
 
@@ -107,6 +124,7 @@ class Communicator {
   std::string name_;
   CollectiveObserver* observer_;
   CommunicatorCounters counters_;
+  std::string_view last_op_;
 };
 
 /// A group of `size` whose member `rank` plans: it checks arguments and moves nothing; only planning streams may use it,

@@ -26,10 +26,39 @@ int blocks_for(const NativeStream& native, std::int64_t rows, int threads) {
   return static_cast<int>(std::min<std::int64_t>(rows, native.multiprocessors * (kMaxThreads / threads)));
 }
 
+/// What is added to a tensor of n elements before it is used: `count` tensors like it, one behind the other.
+template <class T>
+struct More {
+  const T* at;
+  int count;
+  std::int64_t n;
+
+  explicit More(const Tensor& more)
+      : at(more ? pointer<const T>(more) : nullptr),
+        count(more ? static_cast<int>(more.size(0)) : 0),
+        n(more ? more.size(1) * more.size(2) : 0) {}
+
+  /// Adds those from the `first` on.
+  __device__ void add(std::int64_t element, float (&x)[kVector], int first = 0) const {
+#pragma unroll 1
+    for (int k = first; k < count; ++k) {
+      float y[kVector];
+      load8(at + k * n + element, y);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) x[i] += y[i];
+    }
+  }
+  __device__ float sum(std::int64_t element, float x) const {
+    for (int k = 0; k < count; ++k) x += to_float(at[k * n + element]);
+    return x;
+  }
+};
+
 /// A block a row. residual_out may be residual; `update` may be null.
 template <class T, class Update>
-__global__ void __launch_bounds__(kMaxThreads) forward(const float* residual, const Update* update, const float* weight,
-                                                       float* residual_out, T* out, float* rstd, int C) {
+__global__ void __launch_bounds__(kMaxThreads)
+    forward(const float* residual, const Update* update, const More<Update> more, const float* weight, float* residual_out,
+            T* out, float* rstd, int C) {
   __shared__ float sums[32];
   const int column = threadIdx.x * kVector;
   const bool active = column < C;
@@ -39,6 +68,7 @@ __global__ void __launch_bounds__(kMaxThreads) forward(const float* residual, co
     load8(residual + at, x);
     if (update) load8(update + at, u);
     load8(weight + column, w);
+    more.add(at, u);
   }
   float square = 0;
 #pragma unroll
@@ -57,15 +87,15 @@ __global__ void __launch_bounds__(kMaxThreads) forward(const float* residual, co
 
 template <class T, class Update>
 __global__ void __launch_bounds__(kStridedThreads)
-    forward_strided(const float* residual, const Update* update, const float* weight, float* residual_out, T* out,
-                    float* rstd, std::int64_t rows, int C) {
+    forward_strided(const float* residual, const Update* update, const More<Update> more, const float* weight,
+                    float* residual_out, T* out, float* rstd, std::int64_t rows, int C) {
   __shared__ float sums[2][32];
   int turn = 0;
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
     const std::int64_t begin = row * C;
     float square = 0;
     for (int c = threadIdx.x; c < C; c += kStridedThreads) {
-      const float x = residual[begin + c] + (update ? to_float(update[begin + c]) : 0.0f);
+      const float x = residual[begin + c] + (update ? more.sum(begin + c, to_float(update[begin + c])) : 0.0f);
       residual_out[begin + c] = x;  // read again below by the thread that wrote it
       square += x * x;
     }
@@ -86,20 +116,21 @@ __device__ inline float inverse(float weight) {
 /// the thread that read it.
 template <class T>
 __global__ void __launch_bounds__(kMaxThreads)
-    backward(const T* dout, const T* normed, const float* rstd, const float* weight, float* dresidual, T* dupdate,
-             float* partials, std::int64_t rows, int C) {
+    backward(const T* dout, const More<T> more, const T* normed, const float* rstd, const float* weight, float* dresidual,
+             T* dupdate, float* partials, std::int64_t rows, int C) {
   __shared__ float sums[2][32];
   const int column = threadIdx.x * kVector;
   const bool active = column < C;
   float w[kVector] = {}, dweight[kVector] = {};
   if (active) load8(weight + column, w);
-  Packed<T> next_x = {}, next_dout = {};
+  Packed<T> next_x = {}, next_dout = {}, next_more = {};
   Packed<float> next_dresidual = {};
   float next_scale = 0;
   const auto load = [&](std::int64_t row) {
     if (!active || row >= rows) return;
     const std::int64_t at = row * C + column;
     next_x = load_packed(normed + at), next_dout = load_packed(dout + at), next_dresidual = load_packed(dresidual + at);
+    if (more.count > 0) next_more = load_packed(more.at + at);
     next_scale = rstd[row];
   };
   load(blockIdx.x);
@@ -107,13 +138,19 @@ __global__ void __launch_bounds__(kMaxThreads)
 #pragma unroll 1
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
     const std::int64_t at = row * C + column;
-    const Packed<T> packed_x = next_x, packed_dout = next_dout;
+    const Packed<T> packed_x = next_x, packed_dout = next_dout, packed_more = next_more;
     const Packed<float> packed_dresidual = next_dresidual;
     const float scale = next_scale;
     load(row + gridDim.x);
     float x[kVector], dy[kVector], d[kVector];
     unpack(packed_x, x);
     unpack(packed_dout, dy);
+    if (more.count > 0) {
+      unpack(packed_more, d);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) dy[i] += d[i];
+      if (active) more.add(at, dy, 1);
+    }
     float dot = 0;
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
@@ -137,8 +174,8 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 template <class T>
 __global__ void __launch_bounds__(kStridedThreads)
-    backward_strided(const T* dout, const T* normed, const float* rstd, const float* weight, float* dresidual, T* dupdate,
-                     float* partials, std::int64_t rows, int C) {
+    backward_strided(const T* dout, const More<T> more, const T* normed, const float* rstd, const float* weight,
+                     float* dresidual, T* dupdate, float* partials, std::int64_t rows, int C) {
   __shared__ float sums[2][32];
   float* partial = partials + static_cast<std::int64_t>(blockIdx.x) * C;
   for (int c = threadIdx.x; c < C; c += kStridedThreads) partial[c] = 0;
@@ -149,7 +186,7 @@ __global__ void __launch_bounds__(kStridedThreads)
     float dot = 0;
 #pragma unroll 1
     for (int c = threadIdx.x; c < C; c += kStridedThreads) {
-      const float product = to_float(dout[begin + c]) * to_float(normed[begin + c]);
+      const float product = more.sum(begin + c, to_float(dout[begin + c])) * to_float(normed[begin + c]);
       partial[c] += product * inverse(weight[c]);
       dot += product;
     }
@@ -157,7 +194,7 @@ __global__ void __launch_bounds__(kStridedThreads)
 #pragma unroll 1
     for (int c = threadIdx.x; c < C; c += kStridedThreads) {
       const float x = to_float(normed[begin + c]) * inverse(weight[c]);
-      const float d = dresidual[begin + c] + scale * (to_float(dout[begin + c]) * weight[c] - x * mean);
+      const float d = dresidual[begin + c] + scale * (more.sum(begin + c, to_float(dout[begin + c])) * weight[c] - x * mean);
       dresidual[begin + c] = d;
       if (dupdate) dupdate[begin + c] = from_float<T>(d);
     }
@@ -171,8 +208,8 @@ int vector_threads(int C) {
 
 }  // namespace
 
-void add_rmsnorm_forward(Stream& stream, const Tensor& residual, const Tensor& update, const Tensor& weight,
-                         const Tensor& residual_out, const Tensor& out, const Tensor& rstd) {
+void add_rmsnorm_forward(Stream& stream, const Tensor& residual, const Tensor& update, const Tensor& more,
+                         const Tensor& weight, const Tensor& residual_out, const Tensor& out, const Tensor& rstd) {
   const NativeStream& native = cuda::native(stream);
   const std::int64_t rows = residual.rows();
   const int C = static_cast<int>(residual.size(-1));
@@ -182,15 +219,16 @@ void add_rmsnorm_forward(Stream& stream, const Tensor& residual, const Tensor& u
     using Update = decltype(update_element);
     const float *in = residual.as<float>(), *w = weight.as<float>();
     const Update* add = update ? pointer<const Update>(update) : nullptr;
+    const More<Update> others(more);
     float *sum = residual_out.as<float>(), *scales = rstd.as<float>();
     const int vector = vector_threads(C);
-    const bool wide = vector > 0 && aligned<16>(in, add, w, sum, pointer<T>(out));
+    const bool wide = vector > 0 && aligned<16>(in, add, others.at, w, sum, pointer<T>(out));
     if (wide) {
       forward<T, Update>
-          <<<static_cast<unsigned>(rows), vector, 0, native.stream>>>(in, add, w, sum, pointer<T>(out), scales, C);
+          <<<static_cast<unsigned>(rows), vector, 0, native.stream>>>(in, add, others, w, sum, pointer<T>(out), scales, C);
     } else {
       forward_strided<T, Update><<<blocks_for(native, rows, kStridedThreads), kStridedThreads, 0, native.stream>>>(
-          in, add, w, sum, pointer<T>(out), scales, rows, C);
+          in, add, others, w, sum, pointer<T>(out), scales, rows, C);
     }
     CUDA_CHECK(cudaGetLastError());
   };
@@ -202,8 +240,8 @@ void add_rmsnorm_forward(Stream& stream, const Tensor& residual, const Tensor& u
   });
 }
 
-void rmsnorm_backward(Stream& stream, const Tensor& dout, const Tensor& x, const Tensor& rstd, const Tensor& weight,
-                      const Tensor& dresidual, const Tensor& dupdate, const Tensor& dweight) {
+void rmsnorm_backward(Stream& stream, const Tensor& dout, const Tensor& more, const Tensor& x, const Tensor& rstd,
+                      const Tensor& weight, const Tensor& dresidual, const Tensor& dupdate, const Tensor& dweight) {
   const NativeStream& native = cuda::native(stream);
   const std::int64_t rows = x.rows();
   const int C = static_cast<int>(x.size(-1));
@@ -211,9 +249,10 @@ void rmsnorm_backward(Stream& stream, const Tensor& dout, const Tensor& x, const
   with_compute_type(dout.dtype(), [&](auto element) {
     using T = decltype(element);
     T* copy = dupdate ? pointer<T>(dupdate) : nullptr;
+    const More<T> others(more);
     const int vector = vector_threads(C);
-    const bool wide =
-        vector > 0 && aligned<16>(pointer<T>(dout), pointer<T>(x), weight.as<float>(), dresidual.as<float>(), copy);
+    const bool wide = vector > 0 && aligned<16>(pointer<T>(dout), others.at, pointer<T>(x), weight.as<float>(),
+                                                dresidual.as<float>(), copy);
     const int threads = wide ? vector : kStridedThreads;
     int blocks = blocks_for(native, rows, threads);
     const auto room = static_cast<int>(native.workspace_bytes / (sizeof(float) * static_cast<std::size_t>(C)));
@@ -221,7 +260,7 @@ void rmsnorm_backward(Stream& stream, const Tensor& dout, const Tensor& x, const
     blocks = std::min(blocks, room);
     auto* partials = static_cast<float*>(native.workspace);
     const auto kernel = wide ? backward<T> : backward_strided<T>;
-    kernel<<<blocks, threads, 0, native.stream>>>(pointer<const T>(dout), pointer<const T>(x), rstd.as<float>(),
+    kernel<<<blocks, threads, 0, native.stream>>>(pointer<const T>(dout), others, pointer<const T>(x), rstd.as<float>(),
                                                   weight.as<float>(), dresidual.as<float>(), copy, partials, rows, C);
     CUDA_CHECK(cudaGetLastError());
     add_rows(native, partials, blocks, C, dweight.as<float>(), C, nullptr);

@@ -69,6 +69,10 @@ class NcclCommunicator final : public Communicator {
     return peers_ != nullptr;
   }
 
+  bool sends(const Tensor& full) const override {
+    return peers_ && full.bytes() >= kFewBytes && full.bytes() % (16 * size()) == 0 && peers_->takes(full) && !together_;
+  }
+
  protected:
   void do_all_reduce(Stream& stream, const Tensor& tensor, ReduceOp op) override {
     if (op == ReduceOp::sum && tensor.numel() % size() == 0) {
@@ -98,6 +102,13 @@ class NcclCommunicator final : public Communicator {
            "broadcast");
   }
   void do_barrier(Stream&) override { fail("a barrier is for host groups; GPU work is ordered by streams"); }
+  void do_send_parts(Stream& stream, std::span<const Tensor> fulls, std::span<const Tensor> inboxes) override {
+    peers_->send_parts(stream, fulls, inboxes);
+  }
+  void do_send_whole(Stream& stream, const Tensor& tensor, const Tensor& inbox) override {
+    peers_->send_whole(stream, tensor, inbox);
+  }
+  void do_send_own(Stream& stream, std::span<const Tensor> fulls) override { peers_->send_own(stream, fulls); }
   void begin_together() override {
     together_ = true;
     nccl_check(ncclGroupStart(), "group start", name());
@@ -113,8 +124,7 @@ class NcclCommunicator final : public Communicator {
 
   bool goes_directly(const Tensor& shard, const Tensor& full) const {
     const auto* own = static_cast<const std::byte*>(full.data()) + rank() * shard.bytes();
-    return peers_ && full.bytes() >= kFewBytes && shard.data() == own && shard.bytes() % 16 == 0 && peers_->takes(full) &&
-           !together_;
+    return shard.data() == own && sends(full);
   }
   static std::size_t count(const Tensor& tensor) { return static_cast<std::size_t>(tensor.numel()); }
   static cudaStream_t queue(Stream& stream) { return cuda::native(stream).stream; }

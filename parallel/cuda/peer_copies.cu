@@ -1,8 +1,9 @@
-// Other ranks' memory is mapped by CUDA's interprocess handles. A collective is a meeting (all tensors are ready), copies,
-// and a meeting (all have been read). In a meeting the GPU's front end, not a kernel, which would wait for a multiprocessor,
-// writes a one to every other rank's board, waits for theirs on its own, and clears them. Entry and exit have a place each
-// on the boards: a rank that is a meeting ahead, which is as far as it gets, then never writes where another is yet to
-// clear. Sums come through a staging area, a piece at a time. Boards and staging area are the workspace.
+// Other ranks' memory is mapped by CUDA's interprocess handles. A collective is a meeting (all tensors are ready), copies
+// from the others, and a meeting (all have been read). A sending is copies to the others and a meeting (all have arrived).
+// In a meeting the GPU's front end, not a kernel, which would wait for a multiprocessor, writes a one to every other rank's
+// board, waits for theirs on its own, and clears them. Each kind has a place on the boards: a rank that is a meeting ahead,
+// which is as far as it gets, then never writes where another is yet to clear: two in a row are of different kinds.
+// Sums of collectives come through a staging area, a piece at a time. Boards and staging area are the workspace.
 #include "parallel/cuda/peer_copies.h"
 
 #include <cuda.h>
@@ -20,10 +21,11 @@ namespace dm {
 namespace {
 
 constexpr int kMaxRanks = 32;
-constexpr std::int64_t kBoardBytes = 2 * kMaxRanks * sizeof(unsigned);  // [meeting, kMaxRanks], written by the others
+constexpr std::int64_t kBoardBytes = 1024;  // [meeting, kMaxRanks] unsigned, written by the others
 constexpr int kThreads = 256;
 
-enum Meeting : int { kEntry, kExit };
+enum Meeting : int { kEntry, kExit, kParts, kWhole, kOwn, kMeetings };
+static_assert(kMeetings * kMaxRanks * sizeof(unsigned) <= kBoardBytes);
 
 /// The driver's function, found at run time: the program also starts where there is no driver.
 auto batch_operations() {
@@ -132,9 +134,15 @@ struct PeerCopies::Mapped {
     return at == memories.end() ? nullptr : &*at;
   }
   /// Where rank `r` has what this rank has in `mine`.
-  const char* theirs(int r, const Tensor& mine) const {
+  char* theirs(int r, const Tensor& mine) const {
     const Region& region = *region_of(mine);
     return region.of[r] + (static_cast<const char*>(mine.data()) - region.of[rank]);
+  }
+
+  /// `from` of this rank to where rank `r` has what is `to` here.
+  void send(const cuda::NativeStream& native, int r, const Tensor& from, const Tensor& to) const {
+    CUDA_CHECK(cudaMemcpyAsync(theirs(r, to), from.data(), static_cast<std::size_t>(from.bytes()), cudaMemcpyDeviceToDevice,
+                               native.stream));
   }
 
   void meet(const cuda::NativeStream& native, Meeting meeting) const {
@@ -228,6 +236,33 @@ void PeerCopies::all_gather(Stream& stream, const Tensor& shard, const Tensor& f
                                cudaMemcpyDeviceToDevice, native.stream));
   }
   m.meet(native, kExit);
+}
+
+void PeerCopies::send_parts(Stream& stream, std::span<const Tensor> fulls, std::span<const Tensor> inboxes) {
+  const Mapped& m = *mapped_;
+  for (std::size_t i = 0; i < fulls.size(); ++i) {
+    const std::int64_t n = fulls[i].numel() / m.ranks;
+    for (int step = 1; step < m.ranks; ++step) {  // to the rank that sees this one `ranks − step` ranks after itself
+      const int peer = (m.rank + step) % m.ranks;
+      m.send(cuda::native(stream), peer, fulls[i].flat(peer * n, n), inboxes[i].flat((m.ranks - step - 1) * n, n));
+    }
+  }
+  m.meet(cuda::native(stream), kParts);
+}
+
+void PeerCopies::send_whole(Stream& stream, const Tensor& tensor, const Tensor& inbox) {
+  mapped_->send(cuda::native(stream), 1 - mapped_->rank, tensor, inbox);
+  mapped_->meet(cuda::native(stream), kWhole);
+}
+
+void PeerCopies::send_own(Stream& stream, std::span<const Tensor> fulls) {
+  const Mapped& m = *mapped_;
+  for (const Tensor& full : fulls) {
+    const std::int64_t n = full.numel() / m.ranks;
+    const Tensor own = full.flat(m.rank * n, n);
+    for (int step = 1; step < m.ranks; ++step) m.send(cuda::native(stream), (m.rank + step) % m.ranks, own, own);
+  }
+  m.meet(cuda::native(stream), kOwn);
 }
 
 }  // namespace dm

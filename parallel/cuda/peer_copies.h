@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "parallel/communicator.h"
@@ -10,7 +11,7 @@
 namespace dm {
 
 /// NCCL moves data with blocks of its own, which wait for multiprocessors that products and scans own, and take them from
-/// these. Here a copy engine reads the other ranks' memory over NVLink, and a rank's only kernel is the addition.
+/// these. Here copy engines move it over NVLink, and a rank's only kernel is the addition.
 ///
 /// For tensors inside allocations that all ranks lay out alike. Work is ordered on the stream and may be captured in a
 /// graph. All collectives of one object are given to one stream at a time. A sum adds ranks in the same order every time,
@@ -33,6 +34,11 @@ class PeerCopies {
   /// As of Communicator; shard is the part of full at rank · n. Its number of bytes is a multiple of 16.
   void reduce_scatter(Stream& stream, const Tensor& full, const Tensor& shard);
   void all_gather(Stream& stream, const Tensor& shard, const Tensor& full);
+
+  /// As of Communicator. All tensors are such as `takes` tells, and so are their parts.
+  void send_parts(Stream& stream, std::span<const Tensor> fulls, std::span<const Tensor> inboxes);
+  void send_whole(Stream& stream, const Tensor& tensor, const Tensor& inbox);
+  void send_own(Stream& stream, std::span<const Tensor> fulls);
 
  private:
   struct Mapped;

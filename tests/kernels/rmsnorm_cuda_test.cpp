@@ -35,9 +35,41 @@ TEST_F(RmsNormCuda, Forward) {
         Twin &sum = overwritten(shape), &out = overwritten(shape, dtype), &rstd = overwritten({at.rows});
         compare(
             [&](Stream& stream, Side on) {
-              add_rmsnorm_forward(stream, on(residual), on(update), on(weight), on(sum), on(out), on(rstd));
+              add_rmsnorm_forward(stream, on(residual), on(update), Tensor(), on(weight), on(sum), on(out), on(rstd));
             },
             {sum, out, rstd}, name_of(at, dtype));
+        clear();
+      }
+    }
+  }
+}
+
+TEST_F(RmsNormCuda, MoreOfTheUpdateAndOfItsCotangent) {
+  for (const DType dtype : oracle::kComputeTypes) {
+    for (const std::int64_t count : {1, 3}) {
+      for (const Case& at : kCases) {
+        set_offset(at.offset);
+        const Shape shape{at.rows, at.C};
+        Twin &residual = random("residual", shape), &update = random("update", shape, dtype);
+        Twin& more = random("more", {count, at.rows, at.C}, dtype);
+        Twin& weight = random("weight", {at.C}, DType::f32, 0.1f, 1.0f);
+        Twin &sum = overwritten(shape), &out = overwritten(shape, dtype), &rstd = overwritten({at.rows});
+        compare(
+            [&](Stream& stream, Side on) {
+              add_rmsnorm_forward(stream, on(residual), on(update), on(more), on(weight), on(sum), on(out), on(rstd));
+            },
+            {sum, out, rstd}, name_of(at, dtype));
+        clear();
+        Twin &dout = random("dout", shape, dtype), &x = random("x", shape, dtype);
+        Twin& terms = random("more", {count, at.rows, at.C}, dtype);
+        Twin& w = random("weight", {at.C}, DType::f32, 0.1f, 1.0f);
+        Twin& scale = random("rstd", {at.rows}, DType::f32, 0.1f, 1.0f);
+        Twin &dresidual = random("dresidual", shape), &dweight = random("dweight", {at.C});
+        compare(
+            [&](Stream& stream, Side on) {
+              rmsnorm_backward(stream, on(dout), on(terms), on(x), on(scale), on(w), on(dresidual), on(dout), on(dweight));
+            },
+            {dresidual, dout, dweight}, name_of(at, dtype));
         clear();
       }
     }
@@ -57,7 +89,7 @@ TEST_F(RmsNormCuda, InPlaceAndWithoutUpdate) {
           Twin& sum = in_place ? residual : overwritten(shape);
           compare(
               [&](Stream& stream, Side on) {
-                add_rmsnorm_forward(stream, on(residual), on(update), on(weight), on(sum), on(out), on(rstd));
+                add_rmsnorm_forward(stream, on(residual), on(update), Tensor(), on(weight), on(sum), on(out), on(rstd));
               },
               {sum, out, rstd}, name_of(at, dtype));
           clear();
@@ -80,7 +112,7 @@ TEST_F(RmsNormCuda, Backward) {
         Twin& dupdate = overwritten(shape, dtype);
         compare(
             [&](Stream& stream, Side on) {
-              rmsnorm_backward(stream, on(dout), on(x), on(rstd), on(weight), on(dresidual),
+              rmsnorm_backward(stream, on(dout), Tensor(), on(x), on(rstd), on(weight), on(dresidual),
                                with_copy ? on(dupdate) : Tensor(), on(dweight));
             },
             {dresidual, dupdate, dweight}, name_of(at, dtype));
@@ -101,7 +133,8 @@ TEST_F(RmsNormCuda, BackwardWritesOverWhatItRead) {
         Twin &rstd = random("rstd", {at.rows}, DType::f32, 0.1f, 1.0f), &dupdate = over_x ? x : dout;
         compare(
             [&](Stream& stream, Side on) {
-              rmsnorm_backward(stream, on(dout), on(x), on(rstd), on(weight), on(dresidual), on(dupdate), on(dweight));
+              rmsnorm_backward(stream, on(dout), Tensor(), on(x), on(rstd), on(weight), on(dresidual), on(dupdate),
+                               on(dweight));
             },
             {dresidual, dupdate, dweight}, name_of(at, dtype));
         clear();
@@ -123,7 +156,7 @@ TEST_F(RmsNormCuda, AWeightOfZeroDividesNothing) {
       Twin &dresidual = random("dresidual", shape), &dweight = random("dweight", {at.C});
       compare(
           [&](Stream& stream, Side on) {
-            rmsnorm_backward(stream, on(dout), on(x), on(rstd), on(weight), on(dresidual), Tensor(), on(dweight));
+            rmsnorm_backward(stream, on(dout), Tensor(), on(x), on(rstd), on(weight), on(dresidual), Tensor(), on(dweight));
           },
           {dresidual, dweight}, name_of(at, dtype));
       clear();

@@ -10,6 +10,8 @@ from harness import RETRYABLE, STEPS, fault, main_on_gpus, mpirun, run
 DATA, TENSOR = {"ranks": 2}, {"ranks": 2, "tensor": 2}
 # Tensors of more than 1 MiB, which a group on one host moves over shared memory instead of NCCL.
 LARGE = {"model__d_model": 512, "train__batch": 4, "train__sequence": 2048, "data__synthetic": "true", "data__train": None}
+# The same of so many sequences that halves of them take turns (LanguageModel::kFillsGpu).
+HALVES = {**LARGE, "train__batch": 32, "train__micro_batch": 32, "train__sequence": 256}
 KILLED = 128 + 9  # mpirun gives the exit code of the process that died first
 
 
@@ -35,11 +37,13 @@ class TwoGpus(GpuTest):
 
     def test_tensors_on_shared_memory(self):
         for dtype, bound in (("float32", F32_CURVE), ("bfloat16", BF16_CURVE)):
-            self.train(f"large one {dtype}", train__dtype=dtype, **LARGE)
-            for name in ("large tensor", "large again"):
-                self.train(f"{name} {dtype}", **TENSOR, train__dtype=dtype, **LARGE)
-            self.assert_same_run(f"large tensor {dtype}", f"large again {dtype}")
-            self.assert_same_curve(f"large tensor {dtype}", f"large one {dtype}", bound)
+            for kind, sizes in (("whole", LARGE), ("halves", HALVES)):
+                one, two, again = (f"{kind} {name} {dtype}" for name in ("one", "two", "again"))
+                self.train(one, train__dtype=dtype, **sizes)
+                for name in (two, again):
+                    self.train(name, **TENSOR, train__dtype=dtype, **sizes)
+                self.assert_same_run(two, again)
+                self.assert_same_curve(two, one, bound)
 
     def test_the_way_of_gradients_and_values_changes_no_bit(self):
         """Blocks are large enough for copy engines. The sum of two ranks has no order."""

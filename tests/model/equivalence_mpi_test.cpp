@@ -221,12 +221,13 @@ INSTANTIATE_TEST_SUITE_P(Model, Equivalence,
                                             ::testing::Values(Recompute::none, Recompute::selective, Recompute::block)),
                          name_of_case);
 
-constexpr int kPieces = static_cast<int>(RowPieces::kPieces);
-/// Sums of a micro-batch: the embedding's, in each of three layers x_proj's and out_proj's, the head's; then, backwards, in
-/// each layer that of x_proj's and fc1's cotangents and that of the layer's input; last the norms' weights'.
-constexpr int kSums = kPieces + 3 * (1 + kPieces) + kPieces + 3 * (1 + kPieces) + 1;
+constexpr int kParts = Parts::kMost;
+/// Sums of a micro-batch: of both halves the embedding's, in each of three layers x_proj's and out_proj's, and the head's;
+/// then, backwards, in each layer that of x_proj's and fc1's cotangents, and of both halves that of the layer's input; last
+/// the norms' weights'.
+constexpr int kSums = kParts + 3 * 2 * kParts + kParts + 3 * (1 + kParts) + 1;
 /// Gathers: each norm's output, the loss's three numbers a token, each norm's cotangent.
-constexpr int kGathers = 4 * kPieces + 1 + 4 * kPieces;
+constexpr int kGathers = 4 * kParts + 1 + 4 * kParts;
 
 TEST(EquivalenceItself, AnyForgottenTransferShows) {
   const ModelConfig config = small_config(2);

@@ -53,7 +53,7 @@ class ModelRank {
         stream_(device),
         store_(std::move(specs), {grid_.tensor->rank(), grid_.tensor->size(), grid_.data->rank(), grid_.data->size()},
                device, report_, compute),
-        model_(config_, store_, *grid_.tensor),
+        model_(config_, store_, *grid_.tensor, /*worth_halving=*/1),
         optimizer_(store_, grid_, settings, report_),
         results_("results", 2 * size_of(DType::f32), device, report_) {
     use_one_blas_thread();

@@ -148,5 +148,61 @@ TEST_F(Nccl, SharedMemoryGivesTheBitsOfMpi) {
   }
 }
 
+/// In a graph, again and again, as layers use them: no two of a kind in a row, and a collective ahead of the first.
+TEST_F(Nccl, SendingsOnSharedMemoryBringWhatOthersHave) {
+  const Buffer memory("shared", std::int64_t{48} << 20, test_device(), report_),
+      workspace("workspace", kSharingBytes, test_device(), report_);
+  ASSERT_TRUE(nccl_->share(*world_, {&memory}, workspace));
+  const int rank = world_->rank(), other = 1 - rank;
+  ASSERT_EQ(world_->size(), 2);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    SCOPED_TRACE(name_of(dtype));
+    constexpr std::int64_t kCount = std::int64_t{1} << 20, kHalf = kCount / 2;
+    std::int64_t used = 0;
+    const auto tensor = [&](std::int64_t count) {
+      const Tensor bytes = memory.tensor({memory.bytes()}, DType::u8).slice(used, count * size_of(dtype));
+      used += bytes.bytes();
+      return Tensor(bytes.data(), {count}, dtype, bytes.device());
+    };
+    const Tensor guard = tensor(kCount), fulls[] = {tensor(kCount), tensor(kCount)}, whole = tensor(kCount),
+                 gathered[] = {tensor(kCount), tensor(kCount)}, inboxes[] = {tensor(kHalf), tensor(kHalf)},
+                 inbox = tensor(kCount);
+    EXPECT_TRUE(nccl_->sends(whole));
+    EXPECT_FALSE(nccl_->sends(whole.slice(0, 64))) << "short";
+    const auto values = [&](int of_rank, int seed) { return noise(10 * seed + of_rank, kCount * size_of(dtype)); };
+    const auto put = [&](std::vector<std::byte> bytes, const Tensor& to) {
+      copy(gpu_, Tensor(bytes.data(), to.shape(), dtype, Device::cpu()), to);
+      gpu_.synchronize();
+    };
+    const auto expect = [&](const Tensor& found, const std::vector<std::byte>& bytes, std::int64_t begin, const char* what) {
+      std::vector<std::byte> host(static_cast<std::size_t>(found.bytes()));
+      copy(gpu_, found, Tensor(host.data(), found.shape(), dtype, Device::cpu()));
+      gpu_.synchronize();
+      EXPECT_EQ(std::memcmp(host.data(), bytes.data() + begin * size_of(dtype), host.size()), 0) << what;
+    };
+    RepeatedWork repeated;
+    for (int round = 0; round < 4; ++round) {
+      const int seed = 8 * round;
+      put(values(rank, seed), whole);
+      for (int i = 0; i < 2; ++i) put(values(rank, seed + 1 + i), fulls[i]), put(values(rank, seed + 3 + i), gathered[i]);
+      repeated.run(gpu_, [&] {
+        nccl_->all_reduce(gpu_, guard);
+        for (int turn = 0; turn < 2; ++turn) {
+          nccl_->send_whole(gpu_, whole, inbox);
+          nccl_->send_parts(gpu_, fulls, inboxes);
+          nccl_->send_own(gpu_, gathered);
+        }
+      });
+      expect(inbox, values(other, seed), 0, "whole");
+      for (int i = 0; i < 2; ++i) {
+        expect(inboxes[i], values(other, seed + 1 + i), rank * kHalf, "the own part of the other's");
+        expect(gathered[i].flat(rank * kHalf, kHalf), values(rank, seed + 3 + i), rank * kHalf, "the own part");
+        expect(gathered[i].flat(other * kHalf, kHalf), values(other, seed + 3 + i), other * kHalf, "the other's part");
+      }
+    }
+    nccl_->all_reduce(gpu_, guard);
+  }
+}
+
 }  // namespace
 }  // namespace dm

@@ -1,6 +1,10 @@
 // The group of one, groups on paper, and arguments that every transport refuses.
 #include "parallel/communicator.h"
 
+#include <cstdlib>
+#include <memory>
+#include <span>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -52,6 +56,45 @@ TEST(SelfCommunicator, GroupsOnPaperServePlanningStreamsOnly) {
   EXPECT_THROW(paper->barrier(host), Error);
   EXPECT_THROW(make_self_communicator(4, 4), Error);
   EXPECT_THROW(make_self_communicator(0, 0), Error);
+}
+
+/// Two ranks on paper whose memory is shared.
+class Sender final : public Communicator {
+ public:
+  Sender() : Communicator(0, 2, "tensor", nullptr) {}
+  std::unique_ptr<Communicator> split(int, int, std::string) override { return nullptr; }
+  void abort(int) override { std::abort(); }
+
+ protected:
+  void do_all_reduce(Stream&, const Tensor&, ReduceOp) override {}
+  void do_reduce_scatter(Stream&, const Tensor&, const Tensor&) override {}
+  void do_all_gather(Stream&, const Tensor&, const Tensor&) override {}
+  void do_broadcast(Stream&, const Tensor&, int) override {}
+  void do_barrier(Stream&) override {}
+  void do_send_parts(Stream&, std::span<const Tensor>, std::span<const Tensor>) override {}
+  void do_send_own(Stream&, std::span<const Tensor>) override {}
+};
+
+TEST(Communicator, SendingsAreOfDifferentKindsInARowAndTheirInboxesFit) {
+  Stream stream(Device::cpu());
+  Sender pair;
+  std::vector<float> data(8), inbox(8);
+  const std::vector<Tensor> full{Tensor::of(data.data(), {8})}, half{Tensor::of(inbox.data(), {1, 4})};
+  EXPECT_FALSE(pair.sends(full[0]));
+  pair.send_parts(stream, full, half);
+  EXPECT_THROW(pair.send_parts(stream, full, half), Error);
+  pair.send_own(stream, full);
+  EXPECT_THROW(pair.send_own(stream, full), Error);
+  EXPECT_EQ(pair.counters().calls, 2);
+  EXPECT_EQ(pair.counters().bytes, 32 + 16);
+  pair.all_reduce(stream, full[0]);
+  pair.send_own(stream, full);
+
+  EXPECT_THROW(pair.send_parts(stream, full, full), Error) << "an inbox of the whole";
+  EXPECT_THROW(pair.send_parts(stream, full, std::vector<Tensor>{}), Error);
+  EXPECT_THROW(pair.send_own(stream, std::vector<Tensor>{Tensor::of(data.data(), {7})}), Error);
+  EXPECT_THROW(pair.send_whole(stream, full[0], half[0]), Error);
+  EXPECT_THROW(pair.send_whole(stream, full[0], Tensor::of(inbox.data(), {8})), Error) << "not in this group";
 }
 
 TEST(Communicator, RefusesArgumentsThatContradictOneAnother) {
