@@ -27,7 +27,7 @@ struct MainParams {
   T* du;
   T* ddt;
   T* dz;
-  T* out;          ///< May be null; may be dout.
+  T* out;          ///< May be dout; du where nobody wants it, which is written after it.
   float* columns;  ///< The parts of scratch (scan_layout.h).
   float* rates;
   float* vectors;
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, 6) segment_kernel(const __grid_const
     silu_pair(z[1]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      dt[i] = inside ? softplus(dt[i] + bias[i]) : 0.0f;
+      dt[i] = inside ? backward_softplus<T>(dt[i] + bias[i]) : 0.0f;
       dout[i] *= z[i / 2][i % 2];
     }
     float4* drive = reinterpret_cast<float4*>(&s.drive[tile & 1][row][quad]);

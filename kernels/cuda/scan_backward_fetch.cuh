@@ -32,11 +32,12 @@ class ColumnCopy {
 /// The block's part of B̄ and C̄ of a tile: a thread sums one column of two tokens over the warps.
 struct ColumnPart {
   float* to;
-  float2 sum = {};
-  int token;
+  float2 sum;
+  int token, stride;
 
   template <class T>
-  __device__ ColumnPart(const MainParams<T>& p, const MainShared<T>& s, int tile, int end) {
+  __device__ void load(const MainParams<T>& p, const MainShared<T>& s, int slices, int tile, int end) {
+    sum = {}, stride = slices * 2 * kStates;
     const ColumnCursor cursor = s.column_sums[threadIdx.x];
 #pragma unroll
     for (int warp = 0; warp < kWarps; ++warp) {
@@ -44,11 +45,11 @@ struct ColumnPart {
       sum.x += add.x, sum.y += add.y;
     }
     token = tile < end ? tile * kTile + cursor.token : p.x.tokens;
-    to = cursor.to + static_cast<std::int64_t>(tile) * (kTile * p.x.slices * 2 * kStates);
+    to = cursor.to + static_cast<std::int64_t>(tile) * (kTile * stride);
   }
   __device__ void store(const Extents& x) const {
     if (token < x.tokens) to[0] = sum.x;
-    if (token + 1 < x.tokens) to[x.slices * 2 * kStates] = sum.y;
+    if (token + 1 < x.tokens) to[stride] = sum.y;
   }
 };
 
@@ -174,38 +175,6 @@ struct Fetch {
     if (thread < 64) s.column_cursor[thread].copy(tile, 0, stride, tile & 3, sizeof(typename Shared::Raw));
     dense_columns(tile);
   }
-  /// All that the steps of `tile` do for those before and after it, but for sources and readers, when rows and columns are
-  /// aligned: without a branch, so that loads overlap.
-  __device__ void plain(int tile, int begin, const ColumnPart& part) const {
-    const int thread = threadIdx.x, half = thread / 64;
-    constexpr int kBytes = kTile * static_cast<int>(sizeof(T));
-    Cursor state[Shared::kStateCopies], row[Shared::kRowCopies];
-#pragma unroll
-    for (int k = 0; k < Shared::kStateCopies; ++k) state[k] = Cursor::load(s.state_cursor[k][thread]);
-#pragma unroll
-    for (int k = 0; k < Shared::kRowCopies; ++k) row[k] = Cursor::load(s.row_cursor[k][thread]);
-    const Cursor column = Cursor::load(s.column_cursor[thread]);
-    float raw[4];
-    Columns::load_raw(half == 0 ? s.raw[(tile - 1) & 3].B : s.raw[(tile - 1) & 3].C, thread % 64, raw);
-    const int buffer = (tile - 1) & 1, size = sizeof(typename Shared::Rows);
-#pragma unroll
-    for (int k = 0; k < Shared::kStateCopies; ++k) {
-      state[k].copy(tile - 1, begin, p.x.slices * p.x.channels * kStates * static_cast<int>(sizeof(T)), buffer, size);
-    }
-#pragma unroll
-    for (int k = 0; k < Shared::kRowCopies; ++k) {
-      constexpr int kFirstTwo = 2 * RowCopy<T>::kCopies;
-      const int tensor = k * kThreads < kFirstTwo ? 0 : (k * kThreads + thread) / RowCopy<T>::kCopies;
-      row[k].copy(tile - 1, begin, stride_of(tensor) * kBytes, buffer, size);
-    }
-    if (thread < 64) {
-      column.copy(tile - 2, begin, p.x.columns * kTile * static_cast<int>(sizeof(float)), (tile - 2) & 3,
-                  sizeof(typename Shared::Raw));
-    }
-    typename Shared::Cut& to = s.cut[buffer];
-    (half == 0 ? to.B : to.C).store_cut(raw, thread % 64);
-    part.store(p.x);
-  }
   /// Cuts a tile's B and C.
   __device__ void cut(int tile) const {
     const int thread = threadIdx.x % 64, half = threadIdx.x / 64;
@@ -219,6 +188,19 @@ struct Fetch {
     for (int k = threadIdx.x / 64; k < readers; k += 2) {
       s.reader(k).C[tile & 1].fill(s.reader(k).raw[tile & 1], thread);
     }
+  }
+  /// All that the steps of `tile` do for those before it, which begin with `begin`.
+  __device__ void before(int tile, int begin) const {
+    if (tile <= begin) return;
+    rows(tile - 1);
+    if (tile - 1 > begin) columns(tile - 2);
+    cut(tile - 1);
+  }
+  __device__ void dense_before(int tile, int begin) const {
+    if (tile <= begin) return;
+    dense_rows(tile - 1);
+    if (tile - 1 > begin) dense_columns(tile - 2);
+    dense_cut(tile - 1);
   }
 };
 

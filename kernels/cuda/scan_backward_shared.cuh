@@ -30,11 +30,13 @@ struct alignas(16) Cursor {
     return reinterpret_cast<const Cursor&>(words);
   }
   /// Sizes are bytes: from one tile to the next, and from one buffer to the next. Nothing but zeros for tiles before
-  /// `begin`.
-  __device__ void copy(int tile, int begin, int stride, int buffer, int size) const {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + buffer * size),
-                 "l"(from + static_cast<std::int64_t>(tile) * stride), "r"(tile >= begin && tile < tiles ? 16 : 0)
-                 : "memory");
+  /// `begin`; nothing at all when not `on`, by a predicate, since a branch would part the steps around it.
+  __device__ void copy(int tile, int begin, int stride, int buffer, int size, bool on = true) const {
+    asm volatile(
+        "{.reg .pred p; setp.ne.s32 p, %3, 0; @p cp.async.cg.shared.global [%0], [%1], 16, %2;}" ::"r"(to + buffer * size),
+        "l"(from + static_cast<std::int64_t>(tile) * stride), "r"(tile >= begin && tile < tiles ? 16 : 0),
+        "r"(static_cast<int>(on))
+        : "memory");
   }
 };
 /// Elements before the first of a thread's outputs of the first tile.

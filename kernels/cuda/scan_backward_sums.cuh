@@ -41,23 +41,19 @@ __device__ inline void keep_token(const float (&sums)[4], const Lane& lane, int 
   for (int c = 0; c < 2; ++c) to[i][c] = lane.quad == s ? sums[2 * c + i] : to[i][c];
 }
 
-/// Sums over states of h · C or λ · B by factors of 11 bits.
+/// Sums over states of h · C or λ · B, by factors of 8 bits.
 template <class T>
 struct StateSums {
-  float columns[4];
+  unsigned low, high;
 
   __device__ StateSums(const float (*raw)[kStates], const Lane& lane) {
-    load4(raw[lane.pair] + lane.state(), columns);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) columns[k] = nearest_piece(columns[k]);
+    float v[4];
+    load4(raw[lane.pair] + lane.state(), v);
+    low = pack2(v[0], v[1]), high = pack2(v[2], v[3]);
   }
-  __device__ void add(const States& v, const Packed<T>&, const Lane& lane, int s, int i, Elements& to) const {
-    float sums[4] = {};
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const float row[4] = {v[j][0], v[j][2], v[j][1], v[j][3]};
-      add_product_k8(sums, row, columns[2 * j], columns[2 * j + 1]);
-    }
+  __device__ void add(const States&, const Packed<T>& packed, const Lane& lane, int s, int i, Elements& to) const {
+    float sums[4];
+    product_k16(sums, packed.at, low, high);
     keep_token(sums, lane, s, i, to);
   }
 };
@@ -80,24 +76,6 @@ struct StateSums<float> {
     keep_token(sums, lane, s, i, to);
   }
 };
-/// The same by factors of 8 bits.
-struct PackedStateSums {
-  unsigned low, high;
-
-  __device__ PackedStateSums(const float (*raw)[kStates], const Lane& lane) {
-    float v[4];
-    load4(raw[lane.pair] + lane.state(), v);
-    low = pack2(v[0], v[1]), high = pack2(v[2], v[3]);
-  }
-  __device__ void add(const States&, const Packed<bf16>& packed, const Lane& lane, int s, int i, Elements& to) const {
-    float sums[4];
-    product_k16(sums, packed.at, low, high);
-    keep_token(sums, lane, s, i, to);
-  }
-};
-
-template <class T>
-using ReadoutSums = std::conditional_t<std::is_same_v<T, float>, StateSums<float>, PackedStateSums>;
 
 /// Sums over lanes that share channels, of two tokens at once: even columns of a product sum the first one's.
 template <bool kExact>

@@ -7,7 +7,7 @@
 //   the products of two 11-bit pieces of both factors: as good as a float32 product (2^-21).
 //   Sums over states (h · C, λ · B) are products whose eight columns are the tile's tokens, of which one is kept.
 //   Sums over channels (Σ Δu λ, Σ ȳ h) are products of states, transposed by movmatrix, with the eight tokens' weights.
-// In bfloat16 those sums multiply factors of 8 bits, λ · B of 11, and add in float32; in float32 they are as good as that.
+// In bfloat16 those sums multiply factors of 8 bits and add in float32; in float32 they are as good as that.
 #pragma once
 
 #include "kernels/cuda/scan_backward_common.cuh"

@@ -1,7 +1,7 @@
 // Steps of the selective scan backward: a warp's states forward through a tile and their adjoint back.
 #pragma once
 
-#include "kernels/cuda/scan_backward_shared.cuh"
+#include "kernels/cuda/scan_backward_prepare.cuh"
 
 namespace dm::cuda::scan::backward {
 
@@ -26,72 +26,37 @@ struct Walker {
   }
 };
 
-/// What a lane reads of a tile's rows.
-template <class T>
-struct Inputs {
-  struct alignas(2 * sizeof(T)) Pair {
-    T at[2];
-  } pair[4][2];
-
-  __device__ Inputs(const RawRows<T> (&rows)[4], const Lane& lane) {
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) pair[k][i] = reinterpret_cast<const Pair&>(rows[k][2 * lane.quad + i][lane.channel()]);
-    }
-  }
-  __device__ void get(int tensor, int i, float (&x)[2]) const {
-    load2(pair[tensor][i].at, x);
-  }
-};
-
-/// This lane's elements of a tile, before its steps.
-template <class T>
-__device__ void prepare(typename MainShared<T>::Warp& to, const Inputs<T>& inputs, const float4& vectors, const Lane& lane) {
-  const float bias[2] = {vectors.z, vectors.w};
-  Elements delta, input, dy, slope, dz_factor, gating;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    float u[2], dt[2], z[2], dout[2];
-    inputs.get(0, i, u), inputs.get(1, i, dt), inputs.get(2, i, z), inputs.get(3, i, dout);
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const float x = dt[c] + bias[c], gate = sigmoid(z[c]), e = exp2_fast(-kLog2e * fabsf(x)), upper = reciprocal(1.0f + e);
-      delta[i][c] = softplus(x), slope[i][c] = x >= 0.0f ? upper : e * upper;
-      input[i][c] = delta[i][c] * u[c];
-      gating[i][c] = z[c] * gate;
-      dy[i][c] = dout[c] * gating[i][c];
-      dz_factor[i][c] = dout[c] * gate + dy[i][c] * (1.0f - gate);
-    }
-  }
-  to.delta.store(lane, delta);
-  to.input.store(lane, input);
-  to.dy.store(lane, dy);
-  to.input_weights.store(lane, input);
-  to.dy_weights.store(lane, dy);
-  const int at = threadIdx.x % 32;
-  to.slope[at] = vector_of(slope), to.dz_factor[at] = vector_of(dz_factor);
-  to.gating[at] = vector_of(gating), to.dy_kept[at] = vector_of(dy);
-}
-template <class T>
-__device__ void prepare_reader(typename MainShared<T>::Reader& reader, int tile, const Lane& lane) {
-  Elements q;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) load2(&reader.rows[tile & 1][2 * lane.quad + i][lane.channel()], q[i]);
-  store_terms(reader.q[lane.warp], lane, q);
-}
-
 /// Decays of a tile, its states before each step times them, and sums over states.
 struct Tile {
   States decay[kTile], turned[kTile];
-  Elements readout, dinput = {}, dexponent = {};  ///< Σ_n C h, λ B, λ exp(ΔA) h A log2(e)
+  Elements dinput = {}, dexponent = {};  ///< λ B, λ exp(ΔA) h A log2(e)
 };
 
-/// Forward through a tile: states, h · C and C̄.
+/// What a lane keeps of a tile in registers until its elements are finished.
 template <class T>
-__device__ void walk_forward(MainShared<T>& s, int tile, const Walker& walker, const Lane& lane, Tile& own, ColumnSums& dC) {
+struct Walked {
+  Elements dinput = {}, dexponent = {};
+  Pair<T> u[2], gated[2];
+
+  __device__ void keep(const Tile& tile, const RawRows<T>& u_rows, const RawRows<T>& gated_rows, bool has_gated,
+                       const Lane& lane) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) dinput[i][c] = tile.dinput[i][c], dexponent[i][c] = tile.dexponent[i][c];
+      u[i].load(u_rows, 2 * lane.quad + i, lane);
+      if (has_gated) gated[i].load(gated_rows, 2 * lane.quad + i, lane);
+    }
+  }
+};
+
+/// Forward through a tile: states, h · C and C̄. Exponentials are what these steps wait for, so `beside` does in between what
+/// the tile does for others: run(i) after pair i of tokens.
+template <class T, class Besides>
+__device__ void walk_forward(MainShared<T>& s, int tile, const Walker& walker, const Lane& lane, Tile& own, ColumnSums& dC,
+                             Besides& beside) {
   typename MainShared<T>::Warp& warp = s.warp[lane.warp];
-  const ReadoutSums<T> readout(s.raw[tile & 3].C, lane);
+  const StateSums<T> readout(s.raw[tile & 3].C, lane);
   Elements readouts = {};
   WeightedSums<T> sums(warp.dy_weights, lane);
   States h;
@@ -125,6 +90,7 @@ __device__ void walk_forward(MainShared<T>& s, int tile, const Walker& walker, c
       readout.add(h, packed, lane, pair, i, readouts);
       sums.add(h, packed, lane, pair, i, dC);
     }
+    beside.run(pair);
   }
   sums.store(lane, dC);
   warp.readout[threadIdx.x % 32] = vector_of(readouts);

@@ -114,7 +114,7 @@ __device__ void prepare_drive(ReaderWarpShared<T>& s, ReaderSlot<T>& slot, const
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int k = 2 * i + c;
-      delta[k] = softplus(dt[c] + biases[c]);
+      delta[k] = backward_softplus<T>(dt[c] + biases[c]);
       const float input = delta[k] * u[c];
       upper[k] = upper_piece(input), lower[k] = input - upper[k];
     }

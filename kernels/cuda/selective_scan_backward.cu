@@ -3,16 +3,18 @@
 // Tiles of eight steps: elementwise part; forward again from the tile's saved state, which leaves exp(ΔA) and exp(ΔA) h of
 // the tile in registers; then the adjoint recurrence from the tile's end, and what is elementwise again. A warp's 16
 // channels are its own; between two of the block's barriers, one a tile, it also sees to the tiles before and after: copies
-// of raw inputs on their way, pieces of B and C, sums of B̄ and C̄. Tensor cores form rank-one terms and sums
-// (scan_backward_tile.cuh), so that a state-step costs six FP32 instructions, one ex2, 1.2 products, 1.5 instructions that
-// bring states into their order and 0.2 loads: 12 of the 20 that are issued.
+// of raw inputs on their way, pieces of B and C, sums of B̄ and C̄. Two warps are all that a scheduler has registers for, so
+// what waits for different units stands side by side: a tile is finished while the next one is prepared, and what is done
+// for others fills the steps' waits for exponentials (scan_backward_beside.cuh). Tensor cores form rank-one terms and sums
+// (scan_backward_tile.cuh), so that a state-step costs six FP32 instructions, one ex2, 1.1 products, 1.5 instructions that
+// bring states into their order and 0.2 loads: 12 of the 18 that are issued.
 //
 // Partial sums over a block's 64 channels (B̄, C̄) and over time (Ā, D̄, dt_bias) go to scratch; reduce kernels add them in a
 // fixed order. More than 16 states: a launch for each slice of 16, with the sums over states of the slices before in planes
 // of scratch. Before all this: scan_reader.cuh where there are sources, scan_adjoint.cuh where time is cut into segments.
 #include <string>
 
-#include "kernels/cuda/scan_backward_fetch.cuh"
+#include "kernels/cuda/scan_backward_beside.cuh"
 #include "kernels/cuda/scan_backward_walk.cuh"
 #include "kernels/cuda/scan_reader.cuh"
 
@@ -22,7 +24,8 @@ namespace {
 
 /// More than 16 states: adds the sums over states of the slices before, kept in planes, and keeps them there for the next.
 template <class T>
-__device__ void add_slices(const MainParams<T>& p, const std::int64_t (&at)[2], const bool (&inside)[2][2], Tile& own) {
+__device__ void add_slices(const MainParams<T>& p, const std::int64_t (&at)[2], const bool (&inside)[2][2],
+                           Elements& readout, Walked<T>& own) {
   const std::int64_t all = p.x.sequence(p.x.batch);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -30,7 +33,7 @@ __device__ void add_slices(const MainParams<T>& p, const std::int64_t (&at)[2], 
     for (int c = 0; c < 2; ++c) {
       if (!inside[i][c]) continue;
       float* planes = p.planes + at[i] + c;
-      float* const sums[3] = {&own.readout[i][c], &own.dinput[i][c], &own.dexponent[i][c]};
+      float* const sums[3] = {&readout[i][c], &own.dinput[i][c], &own.dexponent[i][c]};
 #pragma unroll
       for (int k = 0; k < 3; ++k) {
         if (p.slice > 0) *sums[k] += planes[k * all];
@@ -40,24 +43,24 @@ __device__ void add_slices(const MainParams<T>& p, const std::int64_t (&at)[2], 
   }
 }
 
-/// Everything elementwise that needs the sums over states. kPlain: rows are aligned and there is one slice.
+/// Everything elementwise that needs the sums over states; nothing is stored unless the tile was walked.
 template <bool kPlain, class T>
-__device__ void finish(const MainParams<T>& p, MainShared<T>& s, int tile, const Lane& lane, Tile& own) {
+__device__ void finish(const MainParams<T>& p, MainShared<T>& s, int tile, const Lane& lane, bool walked, Walked<T>& own) {
   const Extents& x = p.x;
   const typename MainShared<T>::Warp& warp = s.warp[lane.warp];
-  const typename MainShared<T>::Rows& rows = s.rows[tile & 1];
   const int token = tile * kTile + 2 * lane.quad, kept = threadIdx.x % 32;
   const OutCursor cursor = s.out_cursor[threadIdx.x];
   const std::int64_t first = cursor.at + static_cast<std::int64_t>(tile) * (kTile * x.channels);
   const std::int64_t first_dz = cursor.at_dz + static_cast<std::int64_t>(tile) * (kTile * x.dz_stride);
   const std::int64_t at[2] = {first, first + x.channels}, at_dz[2] = {first_dz, first_dz + x.dz_stride};
-  const bool here = channel_of(lane) < x.channels, next = channel_of(lane) + 1 < x.channels;
+  const bool here = walked && channel_of(lane) < x.channels, next = walked && channel_of(lane) + 1 < x.channels;
   const bool inside[2][2] = {{here && token < x.tokens, next && token < x.tokens},
                              {here && token + 1 < x.tokens, next && token + 1 < x.tokens}};
-  elements_of(warp.readout[kept], own.readout);
-  if (!kPlain && x.slices > 1) add_slices(p, at, inside, own);
+  Elements readout;
+  elements_of(warp.readout[kept], readout);
+  if (!kPlain && x.slices > 1) add_slices(p, at, inside, readout, own);
   if (!kPlain && p.slice < x.slices - 1) return;
-  Elements delta, slope, dz_factor, gating, dy, u, gated = {}, du, ddt;
+  Elements delta, slope, dz_factor, gating, dy, u, gated, du, ddt;
   float4 totals = s.totals[threadIdx.x];
   float* const dskip[2] = {&totals.x, &totals.y};
   float* const dbias[2] = {&totals.z, &totals.w};
@@ -68,25 +71,25 @@ __device__ void finish(const MainParams<T>& p, MainShared<T>& s, int tile, const
   elements_of(warp.gating[kept], gating), elements_of(warp.dy_kept[kept], dy);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    load2(&rows.tensor[0][2 * lane.quad + i][lane.channel()], u[i]);
-    if (p.gated_readout) load2(&rows.gated_readout[2 * lane.quad + i][lane.channel()], gated[i]);
+    load2(own.u[i].at, u[i]);
+    load2(own.gated[i].at, gated[i]);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       ddt[i][c] = (own.dexponent[i][c] * kLn2 + u[i][c] * own.dinput[i][c]) * slope[i][c];
       *dbias[c] += ddt[i][c];
       *dskip[c] += dy[i][c] * u[i][c];
       du[i][c] = skip[c] * dy[i][c] + delta[i][c] * own.dinput[i][c];
-      const float y = own.readout[i][c] + gated[i][c] + skip[c] * u[i][c];
+      const float y = readout[i][c] + gated[i][c] + skip[c] * u[i][c];
       dz_factor[i][c] *= y, gating[i][c] *= y;
     }
   }
   s.totals[threadIdx.x] = totals;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
+    store_pair<kPlain>(p.out + at[i], inside[i], gating[i]);
     store_pair<kPlain>(p.du + at[i], inside[i], du[i]);
     store_pair<kPlain>(p.ddt + at[i], inside[i], ddt[i]);
     store_pair<kPlain>(p.dz + at_dz[i], inside[i], dz_factor[i]);
-    if (p.out) store_pair<kPlain>(p.out + at[i], inside[i], gating[i]);
   }
 }
 
@@ -95,6 +98,7 @@ __device__ void begin_outputs(const MainParams<T>& p, MainShared<T>& s, const La
   const Extents& x = p.x;
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.y) * x.tokens + 2 * lane.quad;
   s.totals[threadIdx.x] = {};
+  s.warp[lane.warp].slope[threadIdx.x % 32] = s.warp[lane.warp].dy_kept[threadIdx.x % 32] = {};  // of no tile
   for (float4(&drate)[32] : s.warp[lane.warp].drate) drate[threadIdx.x % 32] = {};
   s.out_cursor[threadIdx.x] = {row * x.channels + channel_of(lane), row * x.dz_stride + channel_of(lane)};
   const int pair = threadIdx.x / 32, kind = threadIdx.x / kStates % 2, n = threadIdx.x % kStates;
@@ -134,10 +138,22 @@ __device__ void store_walk(const MainParams<T>& p, MainShared<T>& s, const Lane&
   }
 }
 
-/// kProducts of readers with their C, or -1 for any number.
-template <class T, int kProducts>
+/// The block's part of B̄ and C̄ of a tile.
+template <class T>
+__device__ void store_columns(const MainParams<T>& p, const MainShared<T>& s, int tile, int end) {
+  ColumnPart part;
+  part.load(p, s, p.x.slices, tile, end);
+  part.store(p.x);
+}
+
+/// kProducts of readers with their C, or -1 for any number; 0: no sources either. kPlain: rows and columns are aligned and
+/// there is one slice of states.
+template <class T, int kProducts, bool kPlain>
 __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant__ MainParams<T> p) {
   using Shared = MainShared<T>;
+  // A tile is finished beside the next one's preparation; float32 has no registers for that.
+  constexpr bool kBeside = kPlain && !Shared::kExact;
+  constexpr int kPlaces = kBeside && kProducts > 0 ? 2 * kProducts : 0;  // of readers, where that is a constant
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   Shared& s = *reinterpret_cast<Shared*>(shared_bytes);
   const int readers = kProducts == 0 ? 0 : p.readers;
@@ -154,42 +170,38 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
   const int tiles = (p.x.tokens + kTile - 1) / kTile, begin = static_cast<int>(blockIdx.z) * p.tiles_a_segment;
   const int end = min(begin + p.tiles_a_segment, tiles);
   const int products = kProducts >= 0 ? kProducts : Shared::products(readers);
-  const bool plain = p.x.vector && p.x.slices == 1;
-  const bool aligned = p.x.vector && p.x.vector_columns, dense = kProducts != 0 || p.gated_readout;
+  Walked<T> walked;
   fetch.columns(end - 1);
-  for (int tile = end; tile >= begin - 1; --tile) {
+  wait_for_copies();
+  __syncthreads();
+  fetch.rows(end - 1);
+  if (end - 1 > begin) fetch.columns(end - 2);
+  fetch.cut(end - 1);
+  for (int tile = end - 1; tile >= begin; --tile) {
     wait_for_copies();
     __syncthreads();
-    const Inputs<T> inputs(s.rows[tile & 1].tensor, lane);
-    const ColumnPart part(p, s, tile + 1, end);
-    if (aligned && tile >= begin) {
-      fetch.plain(tile, begin, part);
-      if (tile > begin && dense) {
-        fetch.dense_rows(tile - 1);
-        if (tile - 1 > begin) fetch.dense_columns(tile - 2);
-        fetch.dense_cut(tile - 1);
-      }
-    } else {
-      part.store(p.x);
-      if (tile > begin) {
-        fetch.rows(tile - 1);
-        if (tile - 1 > begin) fetch.columns(tile - 2);
-        fetch.cut(tile - 1);
-      }
+    if constexpr (!kBeside) {
+      store_columns(p, s, tile + 1, end);
+      fetch.before(tile, begin);
+    } else if constexpr (kProducts < 0) {
+      fetch.dense_before(tile, begin);
     }
-    if (tile == end || tile < begin) continue;
+    const Inputs<T> inputs(s.rows[tile & 1].tensor, lane);
+    if constexpr (kBeside) finish<kPlain>(p, s, tile + 1, lane, tile + 1 < end, walked);
     prepare<T>(s.warp[lane.warp], inputs, s.vectors[threadIdx.x], lane);
-    for (int k = 0; k < readers; ++k) prepare_reader<T>(s.reader(k), tile, lane);
+#pragma unroll(kPlaces > 0 ? kPlaces : 1)
+    for (int k = 0; k < (kPlaces > 0 ? kPlaces : readers); ++k) prepare_reader<T>(s.reader(k), tile, lane);
     __syncwarp();
     Tile own;
-    walk_forward(s, tile, walker, lane, own, s.sums[tile & 1][lane.warp][1]);
+    std::conditional_t<kBeside, Beside<T, kPlaces>, NothingBeside> beside(fetch, tile, begin, end);
+    walk_forward(s, tile, walker, lane, own, s.sums[tile & 1][lane.warp][1], beside);
     walk_backward<T, kProducts>(s, tile, products, walker, lane, own, s.sums[tile & 1][lane.warp][0]);
-    if (plain) {
-      finish<true>(p, s, tile, lane, own);
-    } else {
-      finish<false>(p, s, tile, lane, own);
-    }
+    walked.keep(own, s.rows[tile & 1].tensor[0], s.rows[tile & 1].gated_readout, kProducts != 0 && p.gated_readout, lane);
+    if constexpr (!kBeside) finish<kPlain>(p, s, tile, lane, true, walked);
   }
+  __syncthreads();
+  store_columns(p, s, begin, end);
+  if constexpr (kBeside) finish<kPlain>(p, s, begin, lane, true, walked);
   store_walk(p, s, lane);
 }
 
@@ -247,7 +259,13 @@ void run_main(const NativeStream& native, const MainParams<T>& p) {
          std::to_string(MainShared<T>::most_readers()) + " readers (layers above that read a layer's states)");
   }
   const int products = MainShared<T>::products(p.readers);
-  const auto kernel = products == 0 ? main_kernel<T, 0> : products == 1 ? main_kernel<T, 1> : main_kernel<T, -1>;
+  const auto choose = [&](auto plain) {
+    return products == 0 && !p.gated_readout ? main_kernel<T, 0, plain>
+           : products == 1                   ? main_kernel<T, 1, plain>
+                                             : main_kernel<T, -1, plain>;
+  };
+  const bool plain = p.x.vector && p.x.vector_columns && p.x.slices == 1;
+  const auto kernel = plain ? choose(std::true_type{}) : choose(std::false_type{});
   launch(kernel, grid, kThreads, shared, native, p);
 }
 
@@ -294,7 +312,7 @@ void run(const NativeStream& native, const ScanBackwardArgs& args) {
   p.rows[0] = p.own.u, p.rows[1] = p.own.dt, p.rows[2] = pointer<const T>(args.z), p.rows[3] = pointer<const T>(args.dout);
   p.gated_readout = dense ? pointer<const T>(args.du) : nullptr;
   p.du = pointer<T>(args.du), p.ddt = pointer<T>(args.ddt), p.dz = pointer<T>(args.dz);
-  p.out = args.out ? pointer<T>(args.out) : nullptr;
+  p.out = args.out ? pointer<T>(args.out) : p.du;
   p.columns = scratch + layout.columns, p.rates = scratch + layout.rates, p.vectors = scratch + layout.vectors;
   p.planes = scratch + layout.planes;
   const std::int64_t tiles = pieces(x.tokens, kTile);
