@@ -1,10 +1,10 @@
 // Causal depthwise convolution with SiLU on the GPU: a thread owns neighbouring channels and walks a tile of time.
 //
-// The last W inputs stay in registers, so every x is read once (and W − 1 again at each tile's edge): 4 bytes a channel and
-// token forward, 6 backward in bf16, bound by memory. The fast kernels have W = 4 and four channels a thread (8-byte
-// accesses of bf16, a warp covers 256 bytes of a row); the next four tokens are on their way while four are at work. Other
-// W, odd widths and calls with history take the general ones, one channel a thread. Forward's tiles make two waves of
-// blocks; backward's are as long as one wave allows, for every tile walks three tokens more and leaves partial sums.
+// The last W inputs stay in registers, so every x is read once: 4 bytes a channel and token forward, 6 backward in bf16,
+// bound by memory. The fast kernels have W = 4 and four channels a thread (8-byte accesses of bf16, a warp covers 256 bytes
+// of a row). Forward, a thread has eight tokens, whose loads are all in flight at once. Backward, it walks a tile as long as
+// one wave of blocks allows, for every tile walks three tokens more and leaves partial sums; the next four tokens are on
+// their way while four are at work. Other W, odd widths and calls with history take the general ones, one channel a thread.
 //
 // Where a linear layer reads the output, its part of backward's cotangent is multiplied on the way (ProductWalk): 6 bytes a
 // channel and token where product and convolution apart move 10.
@@ -27,42 +27,44 @@ using namespace conv;
 constexpr int kMaxTaps = 8;
 constexpr int kProjectedResident = 3;          // blocks of backward_projected a multiprocessor
 constexpr int kProjectedTile = kSegments * 8;  // what its tiles are multiples of: whole batches of four tokens
+constexpr int kForwardTokens = 8;              // a thread
 // Blocks a multiprocessor, as many as registers hold
 template <class T>
-constexpr int kForwardResident = std::is_same_v<T, float> ? 6 : 8;
+constexpr int kForwardResident = std::is_same_v<T, float> ? 5 : 8;
 constexpr int kBackwardResident = 4;
 
-/// Grid: channels / 4 / threads, tiles, batch.
+/// Grid: groups of a warp's channels, of a block's tokens (eight a warp), batch. A thread has all its loads in flight at
+/// once; the tokens that two of a block's warps read are in the first-level cache.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kForwardResident<T>)
     forward(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias, T* __restrict__ out,
-            int tokens, int D, int stride, int tile) {
-  const int channel = (blockIdx.x * kThreads + threadIdx.x) * kChannels;
+            int tokens, int D, int stride) {
+  constexpr int kBefore = kTaps - 1;
+  const int channel = (blockIdx.x * 32 + threadIdx.x % 32) * kChannels;
   if (channel >= D) return;
-  const int begin = blockIdx.y * tile, end = min(begin + tile, tokens);
-  const std::int64_t row = std::int64_t{blockIdx.z} * tokens;
+  const int begin = (blockIdx.y * (kThreads / 32) + threadIdx.x / 32) * kForwardTokens;
+  const std::int64_t row = std::int64_t{blockIdx.z} * tokens + begin;
   x += row * stride + channel;
   out += row * D + channel;
-  Packed<T, kChannels> next[kBatch<T>];
-  load_batch(x, begin, end, stride, next);
+  Packed<T, kChannels> inputs[kBefore + kForwardTokens];
+#pragma unroll
+  for (int i = 0; i < kBefore + kForwardTokens; ++i) {
+    const int t = begin + i - kBefore;
+    inputs[i] =
+        t >= 0 && t < tokens ? load_packed<kChannels>(x + std::int64_t{i - kBefore} * stride) : Packed<T, kChannels>{};
+  }
   const Taps taps(weight, bias, channel);
   float window[kTaps][kChannels] = {};  // window[w] is x_{t − 3 + w}
-  load_before(x, begin, stride, window);
-#pragma unroll 1
-  for (int batch = begin; batch < end; batch += kBatch<T>) {
-    Packed<T, kChannels> inputs[kBatch<T>];
 #pragma unroll
-    for (int b = 0; b < kBatch<T>; ++b) inputs[b] = next[b];
-    load_batch(x, batch + kBatch<T>, end, stride, next);
+  for (int w = 1; w < kTaps; ++w) unpack(inputs[w - 1], window[w]);
 #pragma unroll
-    for (int b = 0; b < kBatch<T>; ++b) {
-      shift(window);
-      unpack(inputs[b], window[kTaps - 1]);
-      float y[kChannels];
+  for (int i = 0; i < kForwardTokens; ++i) {
+    shift(window);
+    unpack(inputs[kBefore + i], window[kTaps - 1]);
+    float y[kChannels];
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) y[c] = silu(taps(window, c));
-      if (batch + b < end) store_packed(out + std::int64_t{batch + b} * D, y);
-    }
+    for (int c = 0; c < kChannels; ++c) y[c] = silu(taps(window, c));
+    if (begin + i < tokens) store_packed(out + std::int64_t{i} * D, y);
   }
 }
 
@@ -298,14 +300,6 @@ bool is_fast(const Tensor& weight, const Tensor& bias, const Activations&... act
          aligned<alignof(Packed<T, kChannels>)>(pointer<const T>(activations)...);
 }
 
-/// Tokens a tile of forward, so that `columns` blocks a tile of each of B sequences are two waves of the `resident` ones.
-/// Tiles are whole batches of tokens.
-int forward_tile(int tokens, int columns, int B, int resident) {
-  constexpr int kShortest = 16, kUnit = kBatch<bf16>;
-  const int tiles = std::max(1, 2 * resident / (columns * B));
-  return std::max(kShortest, ceil_div(ceil_div(tokens, tiles), kUnit) * kUnit);
-}
-
 /// Tokens a tile of backward, so that `columns` blocks a tile of each of B sequences fill the device evenly: the fewest
 /// waves of `resident` blocks, times the tokens that a block walks and a few for its start.
 int backward_tile(int tokens, int columns, int B, std::int64_t resident) {
@@ -348,10 +342,9 @@ void causal_conv_silu_forward(Stream& stream, const Matrix& x, const Tensor& wei
   with_compute_type(out.dtype(), [&](auto element) {
     using T = decltype(element);
     if (!history && is_fast<T>(weight, bias, x, out)) {
-      const int columns = ceil_div(D / kChannels, kThreads);
-      const int tile = forward_tile(tokens, columns, B, native.multiprocessors * kForwardResident<T>);
-      forward<T><<<dim3(columns, ceil_div(tokens, tile), B), kThreads, 0, native.stream>>>(
-          pointer<const T>(x), weight.as<float>(), bias.as<float>(), pointer<T>(out), tokens, D, stride, tile);
+      const dim3 grid(ceil_div(D, 32 * kChannels), ceil_div(tokens, kThreads / 32 * kForwardTokens), B);
+      forward<T><<<grid, kThreads, 0, native.stream>>>(pointer<const T>(x), weight.as<float>(), bias.as<float>(),
+                                                       pointer<T>(out), tokens, D, stride);
     } else {
       forward_general<T><<<dim3(ceil_div(D, kThreads), B), kThreads, 0, native.stream>>>(
           pointer<const T>(x), weight.as<float>(), bias.as<float>(), history ? history.as<float>() : nullptr,
