@@ -78,10 +78,11 @@ TEST_F(CausalConvCuda, Backward) {
 }
 
 TEST_F(CausalConvCuda, BackwardOfAProjectedOutput) {
-  // Segments, tiles and sequences that end anywhere; K that the fused kernel takes, and others
-  constexpr std::int64_t kAny[][4] = {{1, 1, 4, 16},     {2, 3, 24, 48},     {3, 65, 40, 80},   {2, 131, 132, 96},
-                                      {1, 700, 36, 160}, {1, 2048, 516, 96}, {2, 300, 8, 20},   {1, 70, 24, 400},
-                                      {1, 50, 37, 48},   {1, 513, 1536, 80}, {9, 258, 128, 64}, {1, 129, 2048, 96}};
+  // Segments, tiles and sequences that end anywhere; K that the fused kernel knows, that it takes, and others
+  constexpr std::int64_t kAny[][4] = {{1, 1, 4, 16},     {2, 3, 24, 48},     {3, 65, 40, 80},   {2, 131, 136, 96},
+                                      {1, 700, 40, 160}, {1, 2048, 520, 96}, {2, 300, 8, 20},   {1, 70, 24, 400},
+                                      {1, 50, 37, 48},   {1, 513, 1536, 80}, {9, 258, 128, 64}, {1, 129, 2048, 96},
+                                      {1, 90, 72, 128},  {2, 45, 16, 192},   {1, 33, 264, 256}};
   for (const DType dtype : oracle::kComputeTypes) {
     for (const auto& [B, T, D, K] : kAny) {
       for (const std::int64_t offset : {0, 4}) {
