@@ -89,17 +89,14 @@ __global__ void __launch_bounds__(kThreads, 2) forward_sliced_kernel(const __gri
         Readout<SlicedShared<T>::kExact> readout;
         readout.load(s.readout, begin, lane);
         float y[2][2] = {};
-        Walk walk;
-        walk.no_bits = p.no_bits;
+        Walk walk(&s, s.drive[lane.warp], s.input, lane, p.no_bits);
 #pragma unroll 1
         for (int half = 0; half < 2; ++half) {
           const int quad = 2 * group + half;
-          load_delta(s.drive[lane.warp], quad, lane, walk.delta);
-          find_decay(walk.delta, rate, 0, 0.0f, walk.decay[0]);
-          if (Walk::kLead > 1) find_decay(walk.delta, rate, 1, 0.0f, walk.decay[Walk::kLead - 1]);
-          walk.template advance<false>(
-              s.drive[lane.warp], s.input, quad, lane, rate, h,
-              [&](int i, const float(&seen)[2][4]) { readout.store(half, i, seen, lane, false, y); });
+          walk.begin(0, quad, rate);
+          walk.template advance<false>(0, quad, 0, 0, rate, h, [&](int i, const float(&seen)[2][4]) {
+            readout.store(half, i, seen, lane, false, y);
+          });
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {

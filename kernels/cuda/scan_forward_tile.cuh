@@ -197,10 +197,12 @@ struct Readout {
   float C[kExact ? 2 : 1][4];
 
   __device__ void load(const ReadoutColumns<kExact>& columns, int token, const Lane& lane) {
+    load(columns.at[0][token + lane.pair] + lane.first_state);
+  }
+  /// Of the eight tokens in whose upper pieces this lane's are at `from`.
+  __device__ void load(const float* from) {
 #pragma unroll
-    for (int piece = 0; piece < (kExact ? 2 : 1); ++piece) {
-      load4(columns.at[piece][token + lane.pair] + lane.first_state, C[piece]);
-    }
+    for (int piece = 0; piece < (kExact ? 2 : 1); ++piece) load4(from + piece * kTile * kStates, C[piece]);
   }
   /// Of token 4·half + i to y, [token][channel] of tokens 2·quad and 2·quad + 1, on the lanes that own it; added to what is
   /// there when `add`.

@@ -17,35 +17,50 @@ __device__ inline void find_decay(const float (&delta)[2][4], const float (&rate
     for (int s = 0; s < 4; ++s) decay[c][s] = exp2_fast(fmaf(step, rate[c][s], zero));
   }
 }
-__device__ inline void load_delta(const Drive& drive, int quad, const Lane& lane, float (&delta)[2][4]) {
-#pragma unroll
-  for (int k = 0; k < 2; ++k) load4(reinterpret_cast<const float*>(&drive.delta[Drive::at(quad, k, lane)]), delta[k]);
-}
 
 /// Steps of this lane's states, quad by quad. The exponentials of a step are asked for between the state's update two steps
 /// and one step before it: left alone, the compiler asks for many at once, and their unit idles before and after. What ties
 /// them is a zero that it cannot know to be one.
-struct Walk {
+class Walk {
+ public:
   static constexpr int kLead = 2;
-  float delta[2][4];  ///< of the quad whose exponentials are asked for
-  Decay decay[kLead];
-  std::uint32_t no_bits;  ///< 0, but not to the compiler
 
-  __device__ void begin(const Drive& drive, const Lane& lane, const float (&rate)[2][4]) {
-    load_delta(drive, 0, lane, delta);
-#pragma unroll
-    for (int i = 0; i < kLead; ++i) find_decay(delta, rate, i, 0.0f, decay[i]);
+  /// In the block's shared memory at `shared`, of which `drive` and `columns` are the first that are walked; others are
+  /// named by how many bytes they lie behind these. `no_bits` is 0, but not to the compiler.
+  __device__ Walk(const void* shared, const Drive& drive, const InputColumns& columns, const Lane& lane,
+                  std::uint32_t no_bits)
+      : shared_(static_cast<const unsigned char*>(shared)),
+        no_bits_(no_bits),
+        delta_place_(place_of(drive.delta[lane.pair])),
+        input_place_(place_of(drive.input[lane.quad / 2][lane.pair])),
+        B_place_(place_of(columns.at[0][lane.quad % 2 * InputColumns::kPiece + lane.pair])) {}
+
+  /// Bytes to an element that this lane reads or writes: hidden from the compiler, which would find them again for every
+  /// tile.
+  template <class Element>
+  __device__ int place_of(const Element& element) const {
+    int place = static_cast<int>(reinterpret_cast<const unsigned char*>(&element) - shared_);
+    asm("" : "+r"(place));
+    return place;
   }
-  /// Quad `quad`; `after(i, h)` sees the states after each step. Without kMore, it is the last of the tile.
+  __device__ const float* at(int place) const { return reinterpret_cast<const float*>(shared_ + place); }
+
+  /// Before the first quad of all, or after one without kMore.
+  __device__ void begin(int bytes, int quad, const float (&rate)[2][4]) {
+    load_delta(bytes, quad);
+#pragma unroll
+    for (int i = 0; i < kLead; ++i) find_decay(delta_, rate, i, 0.0f, decay_[i]);
+  }
+  /// Quad `quad`, `bytes` behind the first ones; `after(i, h)` sees the states after each step. With kMore, exponentials of
+  /// the next quad are asked for, which is `next_quad` of what lies `next_bytes` behind.
   template <bool kMore, class After>
-  __device__ void advance(const Drive& drive, const InputColumns& columns, int quad, const Lane& lane,
-                          const float (&rate)[2][4], float (&h)[2][4], const After& after) {
+  __device__ void advance(int bytes, int quad, int next_bytes, int next_quad, const float (&rate)[2][4], float (&h)[2][4],
+                          const After& after) {
     float input[2][4], B[2][4];
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      load4(reinterpret_cast<const float*>(&drive.input[lane.quad / 2][Drive::at(quad, k, lane)]), input[k]);
-      const int column = k * InputColumns::kProduct + lane.quad % 2 * InputColumns::kPiece + lane.pair;
-      load4(reinterpret_cast<const float*>(&columns.at[quad][column]), B[k]);
+      load4(at(bytes + input_place_) + kFloats * (Drive::kStride * quad + 8 * k), input[k]);
+      load4(at(bytes + B_place_) + kFloats * InputColumns::kProduct * (2 * quad + k), B[k]);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -54,20 +69,34 @@ struct Walk {
       for (int j = 0; j < 2; ++j) {
         product_k4(added[j], input[i / 2][i % 2 * 2], input[i / 2][i % 2 * 2 + 1], B[j][i]);
       }
-      Decay& now = decay[i % kLead];
+      Decay& now = decay_[i % kLead];
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
 #pragma unroll
         for (int s = 0; s < 4; ++s) h[c][s] = now[c][s] * h[c][s] + added[s / 2][2 * c + s % 2];
       }
-      if (kMore && i + kLead == 4) load_delta(drive, quad + 1, lane, delta);
+      if (kMore && i + kLead == 4) load_delta(next_bytes, next_quad);
       if (kMore || i + kLead < 4) {
-        const float zero = __uint_as_float(__float_as_uint(h[0][0]) & no_bits);
-        find_decay(delta, rate, (i + kLead) % 4, zero, now);
+        const float zero = __uint_as_float(__float_as_uint(h[0][0]) & no_bits_);
+        find_decay(delta_, rate, (i + kLead) % 4, zero, now);
       }
       after(i, h);
     }
   }
+
+ private:
+  static constexpr int kFloats = 4;  ///< Of a vector.
+
+  __device__ void load_delta(int bytes, int quad) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) load4(at(bytes + delta_place_) + kFloats * (Drive::kStride * quad + 8 * k), delta_[k]);
+  }
+
+  const unsigned char* const shared_;
+  const std::uint32_t no_bits_;
+  const int delta_place_, input_place_, B_place_;
+  float delta_[2][4];  ///< Of the quad whose exponentials are asked for.
+  Decay decay_[kLead];
 };
 
 }  // namespace dm::cuda::scan::forward

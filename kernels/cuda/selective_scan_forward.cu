@@ -3,7 +3,13 @@
 // A block has four warps that make and four warps a recurrence that walk, 16 channels to a warp of either. Makers fetch raw
 // inputs one tile of 16 tokens ahead, make Δ (one softplus a channel and token), Δu and the pieces of B and C of the next
 // tile, and turn the readout of the last one into `out`. Walkers do nothing but steps (scan_forward_tile.cuh says how), so
-// that their loop is short and the exponential units never wait for a tile to begin. One barrier a tile.
+// that their loop is short. Two tiles of work go round, and how makers and walkers wait for each other depends on the
+// sources:
+//   None: one barrier a tile for all. A multiprocessor has two blocks, of which one works while the other's tile begins.
+//   Some: one block fills a multiprocessor, so nothing may wait for a tile to begin. Walkers of a recurrence wait for its
+//   part of the next tile to be made, and ask for its first exponentials in the last steps of this one; makers wait for the
+//   last tile to be walked, recurrence by recurrence, and for what they have fetched together. So recurrences are out of
+//   step, by as much as it takes to make one.
 //
 // Where sequences and channels are few, blocks of 16 channels take over (scan_narrow_tile.cuh).
 //
@@ -23,6 +29,11 @@ template <class T, int kRecurrences, bool kReadout>
 struct alignas(16) ForwardShared {
   static constexpr int kSources = kRecurrences - 1, kGates = kReadout && kSources > 0 ? 1 : 0;
   static constexpr bool kExact = std::is_same_v<T, float>;
+  /// One barrier a tile for all; also where shared memory has no room for more readouts than two.
+  static constexpr bool kTogether = kRecurrences == 1 || (kExact && kRecurrences == 3);
+  /// Tiles of which readouts are kept: four if the next tile is made before the last one's readout is taken, and its C
+  /// before all have walked the last one.
+  static constexpr int kReadouts = kTogether ? 2 : 4;
   /// What a tile's making needs, and what its output does.
   struct Inputs {
     Rows<T> dt[kRecurrences], source_u[kSources];
@@ -32,13 +43,27 @@ struct alignas(16) ForwardShared {
     Rows<T> z[kReadout ? 1 : 0], gate[kGates];
   } output_inputs[2];
   Rows<T> u[4];  ///< From its fetch to the output.
-  /// What walkers read, and what they leave: two tokens of a group and two channels to a lane.
+  /// What walkers read.
   struct Work {
     Drive drive[kRecurrences][kWarps];
     InputColumns input[kRecurrences];
-    ReadoutColumns<kExact> readout;
-    float4 y[kReadout ? kRecurrences : 0][kWarps][kTile / kGroup][32];
   } work[2];
+  /// C, and what walkers make of it: two tokens of a group and two channels to a lane.
+  struct Readouts {
+    ReadoutColumns<kExact> columns;
+    float4 y[kReadout ? kRecurrences : 0][kWarps][kTile / kGroup][32];
+  } readouts[kReadouts];
+  WarpBarrier fetched;                                         ///< By all makers, of what the next tile is made of.
+  WarpBarrier made[2][kRecurrences], walked[2][kRecurrences];  ///< Of each in work[]; phases are the tiles in it.
+
+  /// By all threads of the block, before anything else.
+  __device__ void start() {
+    if constexpr (!kTogether) {
+      if (threadIdx.x == 0) fetched.start(kWarps);
+      if (threadIdx.x < 2 * kRecurrences) made[0][threadIdx.x].start(kWarps), walked[0][threadIdx.x].start(kWarps);
+      __syncthreads();
+    }
+  }
 };
 
 template <int kRecurrences>
@@ -50,6 +75,9 @@ constexpr int threads_of() {
 /// last.
 struct Span {
   int first, end;
+
+  /// Of the phase in which `tile` is in its work[].
+  __device__ std::uint32_t parity(int tile) const { return (tile - first) >> 1 & 1; }
 };
 
 template <class T, int kRecurrences, bool kAligned, bool kReadout>
@@ -87,12 +115,18 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
     current.next(x);
     current_z.next(x);
   };
+  const auto wait_for_walkers = [&](int tile, int r) {
+    if (!Shared::kTogether && tile >= span.first) s.walked[tile & 1][r].wait(span.parity(tile));
+  };
   const auto make_tile = [&](int tile) {
     const typename Shared::Inputs& from = s.inputs[tile & 1];
     typename Shared::Work& to = s.work[tile & 1];
-    if constexpr (kReadout) to.readout.fill(from.C, threadIdx.x % kThreads, kThreads);
+    if constexpr (kReadout) {
+      s.readouts[tile & (Shared::kReadouts - 1)].columns.fill(from.C, threadIdx.x % kThreads, kThreads);
+    }
 #pragma unroll
     for (int r = 0; r < kRecurrences; ++r) {
+      wait_for_walkers(tile - 2, r);
       to.input[r].fill(r == 0 ? from.B : from.source_B[r - 1]);
       Drive& drive = to.drive[r][lane.warp];
       float values[3][8];
@@ -105,10 +139,11 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
           sum[0] += delta[0] + delta[2], sum[1] += delta[1] + delta[3];
         }
       }
+      if constexpr (!Shared::kTogether) s.made[tile & 1][r].arrive();
     }
   };
   const auto put_out = [&](int tile) {
-    const typename Shared::Work& work = s.work[tile & 1];
+    const typename Shared::Readouts& readouts = s.readouts[tile & (Shared::kReadouts - 1)];
     const typename Shared::OutputInputs& from = s.output_inputs[tile & 1];
 #pragma unroll
     for (int group = 0; group < kTile / kGroup; ++group) {
@@ -117,7 +152,7 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
       float own[2][2], sources[2][2] = {};
 #pragma unroll
       for (int r = 0; r < kRecurrences; ++r) {
-        const float4 y = work.y[r][lane.warp][group][threadIdx.x % 32];
+        const float4 y = readouts.y[r][lane.warp][group][threadIdx.x % 32];
         float(&to)[2][2] = r == 0 ? own : sources;
         const float values[4] = {y.x, y.y, y.z, y.w};
 #pragma unroll
@@ -131,12 +166,22 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
   fetch_inputs(span.first);
   for (int tile = span.first - 1; tile <= span.end; ++tile) {
     wait_for_copies();
-    __syncthreads();
+    if constexpr (Shared::kTogether) {
+      __syncthreads();  // the next tile has been fetched, this one made and the last one walked
+    } else {
+      s.fetched.arrive();
+      s.fetched.wait((tile - span.first + 1) & 1);
+    }
     if (tile + 2 < span.end) fetch_inputs(tile + 2);
     if constexpr (kReadout) {
       if (tile >= span.first && tile < span.end) fetch_output_inputs(tile);
     }
-    if (tile + 1 < span.end) make_tile(tile + 1);
+    if (tile + 1 < span.end) {
+      make_tile(tile + 1);
+    } else if constexpr (!Shared::kTogether) {  // nothing, but walkers look beyond the last tile
+#pragma unroll
+      for (int r = 0; r < kRecurrences; ++r) wait_for_walkers(tile - 1, r), s.made[(tile + 1) & 1][r].arrive();
+    }
     if constexpr (kReadout) {
       if (tile > span.first) put_out(tile - 1);
     }
@@ -147,8 +192,10 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
 template <class T, int kRecurrences, bool kReadout>
 __device__ void walk(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, kReadout>& s, const Span& span, int r,
                      const Recurrence<T>& recurrence, float (&h)[2][4]) {
-  constexpr bool kExact = std::is_same_v<T, float>;
-  constexpr int kUnroll = kReadout ? kQuads - 1 : 1;
+  using Shared = ForwardShared<T, kRecurrences, kReadout>;
+  constexpr int kWork = sizeof(typename Shared::Work), kReadouts = sizeof(typename Shared::Readouts);
+  /// Quads of a tile that ask for the next one's exponentials.
+  constexpr int kGoOn = Shared::kTogether ? kQuads - 1 : kQuads, kUnroll = kReadout ? kGoOn : 1;
   const Extents& x = p.x;
   const Lane lane;
   const int channel = blockIdx.x * kChannels + lane.first_channel;
@@ -158,43 +205,66 @@ __device__ void walk(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
   const std::int64_t states_a_chunk = std::int64_t{x.channels} * kStates;
   const bool saving = states != nullptr, second = saving && channel + 1 < x.channels;
 
-  Readout<kExact> readout;
+  Readout<Shared::kExact> readout;
   float y[2][2] = {};
-  Walk steps;
-  steps.no_bits = p.no_bits;
-  __syncthreads();  // the first tile is here
-  __syncthreads();  // and made
+  Walk steps(&s, s.work[0].drive[r][lane.warp], s.work[0].input[r], lane, p.no_bits);
+  const int C_place = steps.place_of(s.readouts[0].columns.at[0][lane.pair][lane.first_state]);
+  const int y_place = kReadout ? steps.place_of(s.readouts[0].y[r][lane.warp][0][threadIdx.x % 32]) : 0;
+  int now = (span.first & 1) * kWork;
+  if constexpr (Shared::kTogether) {
+    __syncthreads();  // the first tile is here
+    __syncthreads();  // and made
+  } else {
+    s.made[span.first & 1][r].wait(0);
+    steps.begin(now, 0, rate);
+  }
+#pragma unroll 1
   for (int tile = span.first; tile < span.end; ++tile) {
-    auto& work = s.work[tile & 1];
-    const Drive& drive = work.drive[r][lane.warp];
-    const auto walk_quad = [&](int quad, auto ahead) {
+    const int next = kWork - now, readouts = (tile & (Shared::kReadouts - 1)) * kReadouts;
+    const WarpBarrier& next_made = s.made[(tile + 1) & 1][r];
+    bool there = false;  // the next tile: asked for a quad ahead, so that nobody waits for the answer
+    const auto walk_quad = [&](int quad, auto go_on) {
       const int half = quad % 2;
+      if constexpr (!Shared::kTogether) {
+        if (quad == kQuads - 2) there = next_made.ended(span.parity(tile + 1));
+        if (quad == kQuads - 1 && !there) next_made.wait(span.parity(tile + 1));
+      }
       if (half == 0) {
         const bool inside = tile * kTile + quad * 4 < x.tokens;
         save_states(saving && inside, second && inside, states, h);
         states += states_a_chunk;
-        if constexpr (kReadout) readout.load(work.readout, quad * 4, lane);
+        if constexpr (kReadout) readout.load(steps.at(readouts + C_place) + quad * 4 * kStates);
       }
-      steps.template advance<ahead>(drive, work.input[r], quad, lane, rate, h, [&](int i, const float(&seen)[2][4]) {
-        if constexpr (kReadout) readout.store(half, i, seen, lane, false, y);
-      });
-      if constexpr (kReadout) {
-        if (half == 1) work.y[r][lane.warp][quad / 2][threadIdx.x % 32] = make_float4(y[0][0], y[0][1], y[1][0], y[1][1]);
+      steps.template advance<go_on>(now, quad, quad == kQuads - 1 ? next : now, (quad + 1) % kQuads, rate, h,
+                                    [&](int i, const float(&seen)[2][4]) {
+                                      if constexpr (kReadout) readout.store(half, i, seen, lane, false, y);
+                                    });
+      if (kReadout && half == 1) {
+        constexpr int kGroupFloats = sizeof(float4) / sizeof(float) * 32;
+        store4(const_cast<float*>(steps.at(readouts + y_place)) + quad / 2 * kGroupFloats,
+               {y[0][0], y[0][1], y[1][0], y[1][1]});
       }
     };
-    steps.begin(drive, lane, rate);
+    if constexpr (Shared::kTogether) steps.begin(now, 0, rate);
 #pragma unroll kUnroll
-    for (int quad = 0; quad < kQuads - 1; ++quad) walk_quad(quad, std::true_type{});
-    walk_quad(kQuads - 1, std::false_type{});
-    __syncthreads();
+    for (int quad = 0; quad < kGoOn; ++quad) walk_quad(quad, std::true_type{});
+    if constexpr (Shared::kTogether) {
+      walk_quad(kQuads - 1, std::false_type{});
+      __syncthreads();
+    } else {
+      s.walked[tile & 1][r].arrive();
+    }
+    now = next;
   }
 }
 
-/// Registers of a thread of either kind, out of those that a multiprocessor's two blocks (or one, with sources) begin with.
-template <int kSources>
+/// Registers of a thread of either kind, out of those that a multiprocessor's two blocks (or one, with sources) begin with:
+/// makers with more do more of their work at once, until walkers have too few.
+template <class T, int kSources>
 struct Registers {
-  static constexpr int kMakers = kSources == 0 ? 88 : kSources == 1 ? 104 : 80;
-  static constexpr int kWalkers = kSources == 0 ? 168 : kSources == 1 ? 200 : 144;
+  static constexpr bool kFew = kSources == 2 && std::is_same_v<T, float>;
+  static constexpr int kMakers = kSources == 0 ? 88 : kSources == 1 ? 120 : kFew ? 80 : 104;
+  static constexpr int kWalkers = kSources == 0 ? 168 : kSources == 1 ? 192 : kFew ? 144 : 136;
   static constexpr int kBlocks = kSources == 0 ? 2 : 1;
   static_assert(kBlocks * kThreads * (kMakers + (1 + kSources) * kWalkers) <= 65536);
 };
@@ -208,7 +278,7 @@ __device__ void grow_registers() {
 }
 
 template <class T, int kSources, bool kAligned>
-__global__ void __launch_bounds__(threads_of<1 + kSources>(), Registers<kSources>::kBlocks)
+__global__ void __launch_bounds__(threads_of<1 + kSources>(), Registers<T, kSources>::kBlocks)
     forward_kernel(const __grid_constant__ ForwardParams<T> p) {
   constexpr int kRecurrences = 1 + kSources;
   extern __shared__ __align__(16) unsigned char shared_bytes[];
@@ -216,12 +286,13 @@ __global__ void __launch_bounds__(threads_of<1 + kSources>(), Registers<kSources
   const int tiles = (p.x.tokens + kTile - 1) / kTile, first = blockIdx.z * p.tiles_a_segment;
   const Span span{first, min(first + p.tiles_a_segment, tiles)};
   const int r = static_cast<int>(threadIdx.x) / kThreads - 1;
+  s.start();
   if (r < 0) {
-    shrink_registers<Registers<kSources>::kMakers>();
+    shrink_registers<Registers<T, kSources>::kMakers>();
     float unused[2];
     make<T, kRecurrences, kAligned, true>(p, s, span, p.recurrence, unused);
   } else {
-    grow_registers<Registers<kSources>::kWalkers>();
+    grow_registers<Registers<T, kSources>::kWalkers>();
     const Lane lane;
     const int channel = blockIdx.x * kChannels + lane.first_channel;
     float h[2][4];
