@@ -91,9 +91,10 @@ void add_parallel(OptionTable& table, TrainOptions::Parallel& parallel) {
       "one, values by copy engines beside computation, and gradients alone, which takes less time than the kernels beside "
       "them would lose.",
       {"auto", "true", "false"});
-  table.add("parallel.nvlink_multicast", parallel.nvlink_multicast,
-            "Let NCCL use NVLink multicast, which needs GPUs and a fabric that are this job's alone; NCCL_NVLS_ENABLE in the "
-            "environment overrules it.");
+  table.add(
+      "parallel.nvlink_multicast", parallel.nvlink_multicast,
+      "Let NCCL use NVLink multicast, which needs GPUs and a fabric that are this job's alone; NCCL_NVLS_ENABLE in the "
+      "environment overrules it.");
   table.add("parallel.watchdog_seconds", parallel.watchdog_seconds,
             "A collective that takes longer ends the job and names who is missing; 0: never.", kNotNegative);
 }

@@ -50,8 +50,7 @@ class Error : public std::runtime_error {
 
 /// Throws `Error` unless `condition` holds. For messages that must be formatted write `if (!ok) fail(fmt::format(...))`,
 /// so that the good path formats nothing.
-constexpr void require(bool condition, std::string_view message,
-                       SourceLocation where = SourceLocation::current()) {
+constexpr void require(bool condition, std::string_view message, SourceLocation where = SourceLocation::current()) {
   if (!condition) [[unlikely]]
     throw Error(std::string(message), ExitCode::failure, where);
 }
