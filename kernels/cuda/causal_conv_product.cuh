@@ -51,7 +51,7 @@ class BatchWalk {
         steps_of_call_(sequence.product.steps),
         D_(sequence.D),
         stride_(sequence.stride),
-        columns_(static_cast<unsigned>(__cvta_generic_to_shared(shared))) {
+        columns_(shared_address(shared)) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const auto first = [&](int q) { return static_cast<std::int64_t>(blockIdx.y * kSegments + q) * segment; };
     const unsigned ring = columns_ + steps() * kThreads * 32;

@@ -45,6 +45,11 @@ bool aligned(const Elements*... arrays) {
   return ((reinterpret_cast<std::uintptr_t>(arrays) % kBytes == 0) && ...);
 }
 
+/// What PTX calls a place in shared memory.
+__device__ inline unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
 /// Elements before the first at which all arrays may be accessed eight elements at a time; n when there is none.
 template <class... Elements>
 std::int64_t unaligned_head(std::int64_t n, const Elements*... arrays) {

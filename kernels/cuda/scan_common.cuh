@@ -35,9 +35,6 @@ struct Softplus {
   }
 };
 
-__device__ inline unsigned shared_address(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
 /// 16 or 4 bytes from global to shared memory, zeros instead when not `valid`; `from` must be an address all the same.
 __device__ inline void copy16_async(void* to, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)

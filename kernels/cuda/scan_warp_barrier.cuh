@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/common.cuh"
+
 namespace dm::cuda::scan {
 
 /// An mbarrier: a phase ends when so many warps have arrived as `start` was told, and the next begins. Phases are counted
@@ -37,7 +39,7 @@ class WarpBarrier {
   }
 
  private:
-  __device__ unsigned at() const { return static_cast<unsigned>(__cvta_generic_to_shared(&word_)); }
+  __device__ unsigned at() const { return shared_address(&word_); }
 
   std::uint64_t word_;
 };
