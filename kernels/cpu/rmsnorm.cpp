@@ -1,7 +1,6 @@
 // RMSNorm on the CPU: a row stays in the first-level cache between its two passes.
 #include "kernels/rmsnorm.h"
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -12,13 +11,18 @@
 namespace dm::cpu {
 namespace {
 
-/// x += row `row` of each tensor of more [K, rows, columns].
-void add_more(const Tensor& more, std::int64_t row, std::int64_t columns, float* x) {
-  for (std::int64_t k = 0; more && k < more.size(0); ++k) {
+/// x [columns] + row `row` of each tensor of more [K, rows, columns], in `total`; x itself where there is no more.
+const float* with_more(const float* x, const Tensor& more, std::int64_t row, std::int64_t columns,
+                       std::vector<float>& total) {
+  if (!more) return x;
+  total.assign(x, x + columns);
+  float* sum = total.data();
+  for (std::int64_t k = 0; k < more.size(0); ++k) {
     const float* from = more.as<float>() + (k * more.size(1) + row) * columns;
     DM_ELEMENTWISE
-    for (std::int64_t c = 0; c < columns; ++c) x[c] += from[c];
+    for (std::int64_t c = 0; c < columns; ++c) sum[c] += from[c];
   }
+  return sum;
 }
 
 }  // namespace
@@ -27,17 +31,12 @@ void add_rmsnorm_forward(Stream&, const Tensor& residual, const Tensor& update, 
                          const Tensor& residual_out, const Tensor& out, const Tensor& rstd) {
   const std::int64_t columns = weight.numel();
   const float* w = weight.as<float>();
-  std::vector<float> total(more ? static_cast<std::size_t>(columns) : 0);
+  std::vector<float> total;
   for (std::int64_t row = 0; row < residual.rows(); ++row) {
     const float* r = residual.as<float>() + row * columns;
     float* sum = residual_out.as<float>() + row * columns;
     if (update) {
-      const float* u = update.as<float>() + row * columns;
-      if (more) {
-        std::copy_n(u, columns, total.data());
-        add_more(more, row, columns, total.data());
-        u = total.data();
-      }
+      const float* u = with_more(update.as<float>() + row * columns, more, row, columns, total);
       DM_ELEMENTWISE
       for (std::int64_t c = 0; c < columns; ++c) sum[c] = r[c] + u[c];
     } else if (sum != r) {
@@ -57,14 +56,9 @@ void rmsnorm_backward(Stream&, const Tensor& dout, const Tensor& more, const Ten
   const std::int64_t columns = weight.numel();
   const float* w = weight.as<float>();
   float* dw = dweight.as<float>();
-  std::vector<float> total(more ? static_cast<std::size_t>(columns) : 0);
+  std::vector<float> total;
   for (std::int64_t row = 0; row < x.rows(); ++row) {
-    const float* dy = dout.as<float>() + row * columns;
-    if (more) {
-      std::copy_n(dy, columns, total.data());
-      add_more(more, row, columns, total.data());
-      dy = total.data();
-    }
+    const float* dy = with_more(dout.as<float>() + row * columns, more, row, columns, total);
     const float* y = x.as<float>() + row * columns;
     float* dx = dresidual.as<float>() + row * columns;
     const float scale = rstd.as<float>()[row];
