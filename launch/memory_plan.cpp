@@ -25,6 +25,11 @@ std::int64_t micro_batch_of(const TrainOptions::Train& train, int data_size) {
   return micro;
 }
 
+Buffer sharing_workspace(int ranks, Device device, MemoryReport& report) {
+  if (ranks == 1 || device.kind == DeviceKind::cpu) return {};
+  return Buffer("staging between GPUs", kSharingBytes, device, report);
+}
+
 LanguageModel::Options model_options(const TrainOptions::Train& train) {
   const Recompute recompute = train.recompute == "block"       ? Recompute::block
                               : train.recompute == "selective" ? Recompute::selective
@@ -41,12 +46,8 @@ MemoryPlan plan_memory(const TrainOptions& options, int data_size, int tensor_si
                              compute_dtype_of(options, kind));
   const PartitionedAdamW optimizer(store, grid, {}, report);
   const LanguageModel model(options.model, store, *grid.tensor);
-  std::vector<Buffer> workspaces;  // of groups on one host
-  for (const int size : {data_size, tensor_size}) {
-    if (kind == DeviceKind::cuda && size > 1) {
-      workspaces.emplace_back("staging between GPUs", kSharingBytes, device, report);
-    }
-  }
+  const Buffer data_sharing = sharing_workspace(data_size, device, report),
+               tensor_sharing = sharing_workspace(tensor_size, device, report);
 
   Arena arena(kind);
   const Shape shape{micro_batch_of(options.train, data_size), options.train.sequence};

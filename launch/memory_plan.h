@@ -9,6 +9,7 @@
 #include "launch/train_options.h"
 #include "model/language_model.h"
 #include "parallel/grid.h"
+#include "runtime/buffer.h"
 
 namespace dm {
 
@@ -25,6 +26,9 @@ std::int64_t micro_batch_of(const TrainOptions::Train& train, int data_size);
 
 /// Plans rank 0 of a data × tensor grid for `options` (model resolved). Takes no memory worth mentioning and needs no MPI.
 MemoryPlan plan_memory(const TrainOptions& options, int data_size, int tensor_size, DeviceKind device);
+
+/// What a group of `ranks` GPUs shares its memory by (Communicator::share); nothing for one rank and on CPUs.
+Buffer sharing_workspace(int ranks, Device device, MemoryReport& report);
 
 /// The options of the model's calls.
 LanguageModel::Options model_options(const TrainOptions::Train& train);

@@ -36,9 +36,8 @@ bool reduces_beside(const std::string& option, Device device, Communicator& data
 /// Lets the GPUs of a group on one host reach `memories`; the group's workspace, or nothing where it is no such group.
 Buffer share(Communicator& group, Communicator& on_host, const std::vector<const Buffer*>& memories, Device device,
              MemoryReport& report) {
-  if (group.size() == 1 || device.kind == DeviceKind::cpu) return {};
-  Buffer workspace("staging between GPUs", kSharingBytes, device, report);
-  if (!group.share(on_host, memories, workspace)) return {};
+  Buffer workspace = sharing_workspace(group.size(), device, report);
+  if (workspace.bytes() == 0 || !group.share(on_host, memories, workspace)) return {};
   return workspace;
 }
 
