@@ -1,13 +1,14 @@
 // The group of one, groups on paper, and arguments that every transport refuses.
 #include "parallel/communicator.h"
 
-#include <cstdlib>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
+
+#include "tests/parallel/idle_communicator.h"
 
 namespace dm {
 namespace {
@@ -58,19 +59,12 @@ TEST(SelfCommunicator, GroupsOnPaperServePlanningStreamsOnly) {
   EXPECT_THROW(make_self_communicator(0, 0), Error);
 }
 
-/// Two ranks on paper whose memory is shared.
-class Sender final : public Communicator {
+/// Its memory is shared with the other rank's.
+class Sender final : public IdleCommunicator {
  public:
-  Sender() : Communicator(0, 2, "tensor", nullptr) {}
-  std::unique_ptr<Communicator> split(int, int, std::string) override { return nullptr; }
-  void abort(int) override { std::abort(); }
+  Sender() : IdleCommunicator("tensor") {}
 
  protected:
-  void do_all_reduce(Stream&, const Tensor&, ReduceOp) override {}
-  void do_reduce_scatter(Stream&, const Tensor&, const Tensor&) override {}
-  void do_all_gather(Stream&, const Tensor&, const Tensor&) override {}
-  void do_broadcast(Stream&, const Tensor&, int) override {}
-  void do_barrier(Stream&) override {}
   void do_send_parts(Stream&, std::span<const Tensor>, std::span<const Tensor>) override {}
   void do_send_own(Stream&, std::span<const Tensor>) override {}
 };
