@@ -6,22 +6,38 @@
 
 namespace dm::cuda::scan::forward {
 
-/// Copies of a warp's parts: 16 tokens, of activations with 16 channels and of projections with 16 columns.
+/// Copies of a warp's parts: 16 tokens, of activations with 16 channels and of projections with 16 columns. Moves from part
+/// to part, so that no address is computed twice.
 template <class T, bool kAligned>
 class PartCopy {
- public:
-  __device__ PartCopy(const Extents& x, int b, int channel) : x_(x), b_(b), first_channel_(channel) {}
+  static constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kNarrowChannels / kEach, kStep = 32 / kRow;
+  static constexpr int kColumnEach = kAligned ? 4 : 1, kColumnRow = kStates / kColumnEach, kColumnStep = 32 / kColumnRow;
 
-  /// Rows `stride` apart of a part that begins at `token`; zeros outside.
-  __device__ void rows(Rows<T>& to, const T* from, int stride, int token, const Lane& lane) const {
-    constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kNarrowChannels / kEach, kStep = 32 / kRow;
-    const int thread = threadIdx.x % 32, c = thread % kRow * kEach, channel = first_channel_ + c;
+ public:
+  /// Activations' rows are `stride` apart.
+  __device__ PartCopy(const Extents& x, int stride, int token) : x_(x), stride_(stride), token_(token) {
+    const int thread = threadIdx.x % 32, channel = blockIdx.x * kNarrowChannels + thread % kRow * kEach;
+    row_ = x.sequence(blockIdx.y, stride) + static_cast<std::int64_t>(token + thread / kRow) * stride + channel;
+    column_ = x.column_rows(blockIdx.y) + static_cast<std::int64_t>(token + thread / kColumnRow) * x.columns + x.columns -
+              2 * x.states + thread % kColumnRow * kColumnEach;
+  }
+  /// To the warp's next part.
+  __device__ void next() {
+    token_ += kWarps * kTile;
+    row_ += static_cast<std::int64_t>(kWarps * kTile) * stride_,
+        column_ += static_cast<std::int64_t>(kWarps * kTile) * x_.columns;
+  }
+
+  /// Zeros outside.
+  __device__ void rows(Rows<T>& to, const T* from, const Lane& lane) const {
+    const int thread = threadIdx.x % 32, c = thread % kRow * kEach;
+    const int channel = static_cast<int>(blockIdx.x) * kNarrowChannels + c;
 #pragma unroll
     for (int round = 0; round < kTile / kStep; ++round) {
       const int t = thread / kRow + round * kStep;
-      const T* row = from + x_.sequence(b_, stride) + (static_cast<std::int64_t>(token + t) * stride + channel);
+      const T* row = from + (row_ + static_cast<std::int64_t>(round * kStep) * stride_);
       T* const place = to.row(lane.warp, t) + c;
-      const bool inside = token + t < x_.tokens;
+      const bool inside = token_ + t < x_.tokens;
       if constexpr (kAligned) {
         copy16_async(place, row, inside && channel < x_.channels);
       } else {
@@ -30,15 +46,14 @@ class PartCopy {
       }
     }
   }
-  /// 16 columns from `column` on, of which `x.states` exist.
-  __device__ void columns(float (*to)[kStates], const float* from, int column, int token) const {
-    from += x_.column_rows(b_) + column;
-    constexpr int kEach = kAligned ? 4 : 1, kRow = kStates / kEach;
+  /// 16 columns from B's or from `skipped` behind them on, of which `x.states` exist.
+  __device__ void columns(float (*to)[kStates], const float* from, int skipped) const {
+    const int thread = threadIdx.x % 32, n = thread % kColumnRow * kColumnEach;
 #pragma unroll
-    for (int round = 0; round < kTile * kRow / 32; ++round) {
-      const int i = threadIdx.x % 32 + 32 * round, t = i / kRow, n = i % kRow * kEach;
-      const float* at = from + (static_cast<std::int64_t>(token + t) * x_.columns + n);
-      const bool inside = token + t < x_.tokens && n < x_.states;
+    for (int round = 0; round < kTile / kColumnStep; ++round) {
+      const int t = thread / kColumnRow + round * kColumnStep;
+      const float* at = from + (column_ + skipped + static_cast<std::int64_t>(round * kColumnStep) * x_.columns);
+      const bool inside = token_ + t < x_.tokens && n < x_.states;
       if constexpr (kAligned) {
         copy16_async(to[t] + n, at, inside);
       } else {
@@ -49,7 +64,9 @@ class PartCopy {
 
  private:
   const Extents& x_;
-  int b_, first_channel_;
+  const int stride_;
+  int token_;
+  std::int64_t row_, column_;
 };
 
 /// One warp: turn `turn` of it is part warp + 4 · turn.
@@ -66,11 +83,14 @@ class NarrowMaker {
         s_(s),
         parts_(parts),
         channel_(static_cast<int>(blockIdx.x) * kNarrowChannels + 2 * lane_.pair),
-        copy_(p.x, blockIdx.y, blockIdx.x * kNarrowChannels) {
+        ahead_(p.x, p.x.channels, lane_.warp * kTile),
+        current_(ahead_),
+        current_z_(p.x, p.x.z_stride, lane_.warp * kTile) {
 #pragma unroll
     for (int r = 0; r < kRecurrences; ++r) load_channels(p.recurrence[r].dt_bias, x_, channel_, bias_[r]);
     load_channels(p.skip, x_, channel_, skip_);
-    out_ = p.out + x_.sequence(blockIdx.y) + static_cast<std::int64_t>(2 * lane_.quad) * x_.channels + channel_;
+    out_ = p.out + x_.sequence(blockIdx.y) + static_cast<std::int64_t>(lane_.warp * kTile + 2 * lane_.quad) * x_.channels +
+           channel_;
   }
 
   __device__ void run() {
@@ -106,22 +126,23 @@ class NarrowMaker {
     wait_for_copies();
     __syncwarp();
   }
+  /// These three in the order of turns.
   __device__ void fetch_inputs(int turn) {
     typename Shared::Raw& to = s_.raw[turn & 1];
-    const int token = part_of(turn) * kTile, column = x_.columns - 2 * x_.states;
-    copy_.rows(s_.u[turn & 3], p_.recurrence[0].u, x_.channels, token, lane_);
-    copy_.columns(to.C[lane_.warp], p_.recurrence[0].dbc, column + x_.states, token);
+    ahead_.rows(s_.u[turn & 3], p_.recurrence[0].u, lane_);
+    ahead_.columns(to.C[lane_.warp], p_.recurrence[0].dbc, x_.states);
 #pragma unroll
     for (int r = 0; r < kRecurrences; ++r) {
-      copy_.rows(to.dt[r], p_.recurrence[r].dt, x_.channels, token, lane_);
-      copy_.columns(to.B[r][lane_.warp], p_.recurrence[r].dbc, column, token);
-      if (r > 0) copy_.rows(to.source_u[r - 1], p_.recurrence[r].u, x_.channels, token, lane_);
+      ahead_.rows(to.dt[r], p_.recurrence[r].dt, lane_);
+      ahead_.columns(to.B[r][lane_.warp], p_.recurrence[r].dbc, 0);
+      if (r > 0) ahead_.rows(to.source_u[r - 1], p_.recurrence[r].u, lane_);
     }
+    ahead_.next();
   }
   __device__ void fetch_output_inputs(int turn) {
-    const int token = part_of(turn) * kTile;
-    copy_.rows(s_.z[turn & 1], p_.z, x_.z_stride, token, lane_);
-    if constexpr (kGated) copy_.rows(s_.gate[turn & 1], p_.gate, x_.channels, token, lane_);
+    current_z_.rows(s_.z[turn & 1], p_.z, lane_);
+    current_z_.next();
+    if constexpr (kGated) current_.rows(s_.gate[turn & 1], p_.gate, lane_), current_.next();
   }
 
   /// Δ and Δu of recurrence r.
@@ -148,7 +169,7 @@ class NarrowMaker {
     to.readout.fill(from.C[lane_.warp], threadIdx.x % 32, 32);
   }
 
-  __device__ void put_out(int turn) const {
+  __device__ void put_out(int turn) {
     const int token = part_of(turn) * kTile;
     const typename Shared::Readouts* y = s_.y[part_of(turn) % (2 * kRing)];
 #pragma unroll
@@ -169,9 +190,10 @@ class NarrowMaker {
           to[i % 2][i / 2] = r < 2 ? sum : to[i % 2][i / 2] + sum;
         }
       }
-      output.template store<kAligned>(out_ + static_cast<std::int64_t>(token + begin) * x_.channels, x_, begin,
-                                      x_.tokens - token, channel_, lane_, own, sources);
+      output.template store<kAligned>(out_, x_, begin, x_.tokens - token, channel_, lane_, own, sources);
+      out_ += static_cast<std::int64_t>(kGroup) * x_.channels;
     }
+    out_ += static_cast<std::int64_t>((kWarps - 1) * kTile) * x_.channels;
   }
 
   const ForwardParams<T>& p_;
@@ -179,7 +201,7 @@ class NarrowMaker {
   Shared& s_;
   const Lane lane_;
   int parts_, channel_;
-  PartCopy<T, kAligned> copy_;
+  PartCopy<T, kAligned> ahead_, current_, current_z_;  ///< Of what a tile is made of, and of what its output is.
   float bias_[kRecurrences][2], skip_[2], values_[kAhead][3][8];
   T* out_;
 };
