@@ -1,65 +1,17 @@
-// The adjoint of the selective scan over segments of time: what the main backward kernel is given, and its pass from zero.
+// The adjoint of the selective scan over segments of time, from zero: what enters each of them from behind.
 #pragma once
 
-#include "kernels/cuda/scan_backward_common.cuh"
-#include "kernels/cuda/scan_math.cuh"
-#include "kernels/cuda/scan_segments.cuh"
+#include "kernels/cuda/scan_adjoint_fetch.cuh"
 
 namespace dm::cuda::scan::backward {
-
-inline constexpr int kMaxReaders = static_cast<int>(kMaxScanReaders);
-
-template <class T>
-struct Reader {
-  const T* q;
-  const float* dbc;
-};
-
-template <class T>
-struct MainParams {
-  Extents x;
-  Recurrence<T> own;
-  Reader<T> reader[kMaxReaders];
-  int readers;
-  const float* skip;
-  const T* rows[4];        ///< u, dt, z, dout
-  const T* gated_readout;  ///< silu(gate) ⊙ r, the same memory as du; null without sources.
-  T* du;
-  T* ddt;
-  T* dz;
-  T* out;          ///< May be dout; du where nobody wants it, which is written after it.
-  float* columns;  ///< The parts of scratch (scan_layout.h).
-  float* rates;
-  float* vectors;
-  float* planes;
-  Segments segments;  ///< What enters them from behind, when there are several.
-  Segments pieces;    ///< Of which the first pass finds the ends; they cut each segment into the same number.
-  int slice, tiles_a_segment, tiles_a_piece;
-};
 
 /// The first pass over segments, in shorter pieces that fill a GPU: the adjoint recurrence from zero at the end of each to
 /// its first token, but for those of the first segment. Two lanes a channel, eight states each, tiles of eight steps: one is
 /// walked while the next one's Δ and ȳ are made and the one after it is fetched. λ needs no states, so this is half of a
-/// forward.
-template <class T>
-struct alignas(16) SegmentShared {
-  static constexpr int kStages = 3;
-  struct Stage {
-    T dt[kTile][kChannels], z[kTile][kChannels], dout[kTile][kChannels];
-    float C[kTile][kStates];
-  } stage[kStages];
-  float2 drive[2][kTile][kChannels];  // Δ, ȳ
-  float bias[kChannels];
-  struct alignas(16) ReaderStage {
-    T q[kTile][kChannels];
-    float C[kTile][kStates];
-  };
-  /// As many of each reader as there are stages follow.
-  __device__ ReaderStage& reader(int k, int slot) { return reinterpret_cast<ReaderStage*>(this + 1)[kStages * k + slot]; }
-  static std::size_t bytes(int readers) { return sizeof(SegmentShared) + sizeof(ReaderStage) * kStages * readers; }
-};
-
-template <class T>
+/// forward. What bounds it is the unit of exponentials, so some of a lane's eight go without it.
+///
+/// kAligned: rows and columns begin at multiples of 16 bytes; kReaders: there may be some.
+template <class T, bool kAligned, bool kReaders>
 __global__ void __launch_bounds__(kThreads, 6) segment_kernel(const __grid_constant__ MainParams<T> p) {
   using Shared = SegmentShared<T>;
   extern __shared__ __align__(16) unsigned char shared_bytes[];
@@ -69,25 +21,26 @@ __global__ void __launch_bounds__(kThreads, 6) segment_kernel(const __grid_const
   const int local = threadIdx.x / 2, channel = first_channel + local, first_state = threadIdx.x % 2 * kVector;
   const int row = threadIdx.x / 16, quad = threadIdx.x % 16 * 4;
 
-  float rate[kVector], carry[kVector] = {}, sum = 0.0f;
+  float rate[kVector], carry[kVector] = {}, sum = 0.0f, most = 1e30f;  // most: that decays by 2^-125 at least
 #pragma unroll
-  for (int j = 0; j < kVector; ++j) rate[j] = rate_of(p.own, x, channel, p.slice * kStates + first_state + j);
+  for (int j = 0; j < kVector; ++j) {
+    rate[j] = rate_of(p.own, x, channel, p.slice * kStates + first_state + j);
+    if (j < Shared::kByProducts) most = fminf(most, 125.0f / fmaxf(-rate[j], 1e-30f));
+  }
   if (threadIdx.x < kChannels) {
     const int c = first_channel + static_cast<int>(threadIdx.x);
     s.bias[threadIdx.x] = c < x.channels ? p.own.dt_bias[c] : 0.0f;
   }
+  const std::conditional_t<kAligned, SegmentCopies<T>, SlowSegmentCopies<T>> copies{p, s};
   const auto fetch = [&](int tile, int slot) {
-    typename Shared::Stage& stage = s.stage[slot];
-    const int token = tile * kTile, count = x.states - p.slice * kStates;
-    const int column = x.columns - x.states + p.slice * kStates;
-    copy_rows<kTile>(stage.dt[0], p.own.dt, x.channels, x, b, token, first_channel);
-    copy_rows<kTile>(stage.z[0], p.rows[2], x.z_stride, x, b, token, first_channel);
-    copy_rows<kTile>(stage.dout[0], p.rows[3], x.channels, x, b, token, first_channel);
-    copy_columns<kTile>(stage.C[0], p.own.dbc + x.column_rows(b), x, token, column, count);
-    for (int k = 0; k < p.readers; ++k) {
-      typename Shared::ReaderStage& reader = s.reader(k, slot);
-      copy_rows<kTile>(reader.q[0], p.reader[k].q, x.channels, x, b, token, first_channel);
-      copy_columns<kTile>(reader.C[0], p.reader[k].dbc + x.column_rows(b), x, token, column, count);
+    copies.run(tile, slot);
+    if constexpr (kReaders) {
+      for (int k = 0; k < p.readers; ++k) {
+        typename Shared::ReaderStage& reader = s.reader(k, slot);
+        copy_rows<kTile>(reader.q[0], p.reader[k].q, x.channels, x, b, tile * kTile, first_channel);
+        copy_columns<kTile>(reader.C[0], p.reader[k].dbc + x.column_rows(b), x, tile * kTile,
+                            x.columns - x.states + p.slice * kStates, x.states - p.slice * kStates);
+      }
     }
   };
   const auto prepare = [&](int tile, int slot) {
@@ -131,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, 6) segment_kernel(const __grid_const
 #pragma unroll
         for (int j = 0; j < kVector; ++j) carry[j] += drive.y * C[j];
 #pragma unroll 1
-        for (int k = 0; k < p.readers; ++k) {
+        for (int k = 0; k < (kReaders ? p.readers : 0); ++k) {
           const typename Shared::ReaderStage& reader = s.reader(k, slot);
           const float q = to_float(reader.q[t][local]);
           load8(reader.C[t] + first_state, C);
@@ -139,7 +92,10 @@ __global__ void __launch_bounds__(kThreads, 6) segment_kernel(const __grid_const
           for (int j = 0; j < kVector; ++j) carry[j] += q * C[j];
         }
 #pragma unroll
-        for (int j = 0; j < kVector; ++j) carry[j] *= exp2_fast(drive.x * rate[j]);
+        for (int j = 0; j < kVector; ++j) {
+          carry[j] *=
+              j < Shared::kByProducts ? exp2_by_products(fminf(drive.x, most), rate[j]) : exp2_fast(drive.x * rate[j]);
+        }
       }
     }
     slot = before(slot, 1);
@@ -154,8 +110,11 @@ template <class T>
 void run_segments(const NativeStream& native, MainParams<T> p) {
   const dim3 grid(static_cast<unsigned>(blocks_of(p.x.channels)), static_cast<unsigned>(p.x.batch),
                   static_cast<unsigned>(p.pieces.count - p.pieces.each));
+  const auto kernel = !p.x.vector || !p.x.vector_columns ? segment_kernel<T, false, true>
+                      : p.readers > 0                    ? segment_kernel<T, true, true>
+                                                         : segment_kernel<T, true, false>;
   for (p.slice = 0; p.slice < p.x.slices; ++p.slice) {
-    launch(segment_kernel<T>, grid, kThreads, SegmentShared<T>::bytes(p.readers), native, p);
+    launch(kernel, grid, kThreads, SegmentShared<T>::bytes(p.readers), native, p);
   }
   run_enter_segments(native, p.x, p.own, p.pieces, p.segments, nullptr, true);
 }

@@ -6,39 +6,12 @@
 
 namespace dm::cuda::scan::backward {
 
-/// Copies of eight tokens × 64 channels of an activation, 16 bytes a thread.
-template <class T>
-struct RowCopy {
-  static constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kChannels / kEach, kCopies = kTile * kRow;
-};
-
 /// Rows of raw activations: lanes read rows two apart, which must meet no bank twice.
 template <class T>
 inline constexpr int kRawRow = kChannels + 16 / static_cast<int>(sizeof(T));
 template <class T>
 using RawRows = T[kTile][kRawRow<T>];
 
-/// Where a thread's share of 16 bytes of each tile comes from and goes to, kept in shared memory: addresses would need
-/// either registers, which the steps have better use for, or to be computed anew.
-struct alignas(16) Cursor {
-  const unsigned char* from;  ///< Of the first tile.
-  unsigned to;                ///< Shared memory, of even tiles.
-  int tiles;                  ///< Those from here on are outside.
-
-  static __device__ Cursor load(const Cursor& from) {
-    const int4 words = *reinterpret_cast<const int4*>(&from);
-    return reinterpret_cast<const Cursor&>(words);
-  }
-  /// Sizes are bytes: from one tile to the next, and from one buffer to the next. Nothing but zeros for tiles before
-  /// `begin`; nothing at all when not `on`, by a predicate, since a branch would part the steps around it.
-  __device__ void copy(int tile, int begin, int stride, int buffer, int size, bool on = true) const {
-    asm volatile(
-        "{.reg .pred p; setp.ne.s32 p, %3, 0; @p cp.async.cg.shared.global [%0], [%1], 16, %2;}" ::"r"(to + buffer * size),
-        "l"(from + static_cast<std::int64_t>(tile) * stride), "r"(tile >= begin && tile < tiles ? 16 : 0),
-        "r"(static_cast<int>(on))
-        : "memory");
-  }
-};
 /// Elements before the first of a thread's outputs of the first tile.
 struct alignas(16) OutCursor {
   std::int64_t at, at_dz;

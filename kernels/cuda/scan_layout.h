@@ -37,9 +37,16 @@ constexpr std::int64_t segments_of(std::int64_t batch, std::int64_t tokens, std:
   return std::max<std::int64_t>(1, std::min(kFull / blocks, tokens / kShortest));
 }
 
-/// Pieces into which the adjoint's first pass cuts each segment: small blocks of its own that fill a GPU several times, so
-/// that no multiprocessor waits for another's.
-inline constexpr std::int64_t kPieces = 5;
+/// Pieces into which the adjoint's first pass cuts each segment but one: small blocks of its own, as many as a GPU of about
+/// 132 multiprocessors holds in two rounds of six each, so that none of them works alone at the end; short segments are cut
+/// into a few all the same.
+constexpr std::int64_t pieces_of(std::int64_t batch, std::int64_t tokens, std::int64_t channels) {
+  constexpr std::int64_t kRounds = 2 * 6 * 132, kShortest = 96, kFewest = 5;
+  const std::int64_t segments = segments_of(batch, tokens, channels);
+  if (segments == 1) return 1;
+  const std::int64_t blocks = batch * blocks_of(channels) * (segments - 1);
+  return std::max(kFewest, std::min(kRounds / blocks, tokens / segments / kShortest));
+}
 
 /// Where the parts of the backward's scratch begin, in floats.
 struct BackwardScratch {
@@ -59,7 +66,8 @@ struct BackwardScratch {
     columns = 0;
     source_columns = columns + rows * 2 * kStates;
     rates = source_columns + (dense ? rows * kStates : 0);
-    const std::int64_t walks = batch * segments, pieces = segments > 1 ? walks * kPieces : 0;
+    const std::int64_t walks = batch * segments;
+    const std::int64_t pieces = segments > 1 ? walks * pieces_of(batch, tokens, channels) : 0;
     carries = rates + walks * slices * channels * kStates;
     ends = carries + (segments > 1 ? walks * slices * channels * kStates : 0);
     vectors = ends + pieces * slices * channels * kStates;

@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(256) enter_segments(Extents x, Recurrence<T> r
     state = initial[(static_cast<std::int64_t>(b) * x.channels + channel) * x.states + state_index];
   }
   const int first = against_time ? pieces.each - 1 : 0;
-#pragma unroll 4
+#pragma unroll 8
   for (int i = 0; i < pieces.count; ++i) {
     const int piece = against_time ? pieces.count - 1 - i : i;
     const float end = pieces.states[pieces.state_row(x, b, piece, slice, channel) + n];

@@ -316,7 +316,8 @@ void run(const NativeStream& native, const ScanBackwardArgs& args) {
   p.columns = scratch + layout.columns, p.rates = scratch + layout.rates, p.vectors = scratch + layout.vectors;
   p.planes = scratch + layout.planes;
   const std::int64_t tiles = pieces(x.tokens, kTile);
-  const std::int64_t segments = segments_of(x.batch, x.tokens, x.channels), each = segments > 1 ? kPieces : 1;
+  const std::int64_t segments = segments_of(x.batch, x.tokens, x.channels);
+  const std::int64_t each = pieces_of(x.batch, x.tokens, x.channels);
   p.tiles_a_piece = static_cast<int>(pieces(tiles, segments * each));
   p.tiles_a_segment = p.tiles_a_piece * static_cast<int>(each);
   p.segments = {scratch + layout.carries, nullptr, static_cast<int>(pieces(tiles, p.tiles_a_segment))};

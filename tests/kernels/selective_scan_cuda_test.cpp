@@ -313,6 +313,7 @@ TEST_P(SelectiveScanCuda, WholeTiles) {
 
 TEST_P(SelectiveScanCuda, SegmentsOfTime) {
   expect_twins_agree({.B = 2, .T = 512, .D = 24, .N = 16, .R = 4, .sources = 0, .readers = 0}, GetParam());
+  expect_twins_agree({.B = 1, .T = 777, .D = 72, .N = 8, .R = 4, .sources = 0, .readers = 0}, GetParam());
   expect_twins_agree({.B = 1, .T = 777, .D = 70, .N = 16, .R = 4, .sources = 1, .readers = 3}, GetParam());
   expect_twins_agree({.B = 1, .T = 777, .D = 33, .N = 9, .R = 1, .sources = 2, .readers = 1}, GetParam());
   expect_twins_agree({.B = 2, .T = 530, .D = 20, .N = 37, .R = 0, .sources = 1, .readers = 1}, GetParam());
