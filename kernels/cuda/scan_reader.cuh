@@ -6,12 +6,14 @@
 // tensor cores, Δu ⊗ B and h · C. C̄'s sums over channels stay in registers over all 64; lanes add theirs up once a tile. A
 // state-step costs three FP32 instructions, one ex2 (the bound), half a product and a float from shared memory.
 //
+// In bfloat16, where rows, channels and states are whole and sources are one or two, scan_reader_together.cuh takes over.
+//
 // Writes q, dgate, the sources' part of C̄, and silu(gate) ⊙ r to du, where the main kernel reads it before it overwrites it.
 #pragma once
 
 #include <limits>
 
-#include "kernels/cuda/scan_reader_fetch.cuh"
+#include "kernels/cuda/scan_reader_together.cuh"
 
 namespace dm::cuda::scan::backward {
 
@@ -71,13 +73,16 @@ __global__ void __launch_bounds__(kReaderThreads, kReaderBlocks<T>)
       __syncwarp();
       if (part.first && (now.group == 0 || x.slices > 1)) readout.template load<kWhole>(p, b, tile, part.slice, lane);
       if (now.part == 0) {
-        float q[4];
-        prepare_gates(s, slot, lane, q);
-        store_elements<kWhole>(p.q + at(), x, token, channel, q);
+        ReaderFactors factors;
+        factors.find(slot.z, slot.dout, slot.gate, lane);
+        factors.store(s.gates, lane);
+        store_elements<kWhole>(p.q + at(), x, token, channel, factors.q);
       }
       typename Shared::Part& fixed = shared.part(now.part);
-      prepare_drive(s, slot, fixed.bias + local, lane);
-      if (now.group == 0 || !columns_stay) prepare_columns(columns, slot, lane);
+      float delta[4], input[4];
+      find_drive(slot.u, slot.dt, fixed.bias + local, lane, delta, input);
+      store_drive(s.drive, lane, delta, input);
+      if (now.group == 0 || !columns_stay) prepare_columns(columns, slot.B, lane);
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         load4(&slot.states[c][lane.pair][4 * lane.quad], h[c]);
@@ -106,8 +111,8 @@ __global__ void __launch_bounds__(kReaderThreads, kReaderBlocks<T>)
     }
     if (now.part == p.parts - 1) {
       float value[4], factor[4];
-      load4(s.gate_value[lane.lane], value);
-      load4(s.dgate_factor[lane.lane], factor);
+      load4(s.gates.value[lane.lane], value);
+      load4(s.gates.factor[lane.lane], factor);
 #pragma unroll
       for (int k = 0; k < 4; ++k) value[k] *= r[k], factor[k] *= r[k], r[k] = 0.0f;
       store_elements<kWhole>(p.dgate + at(), x, token, channel, factor);
@@ -149,6 +154,9 @@ void run_reader(const NativeStream& native, const ScanBackwardArgs& args, const 
   }
   const dim3 grid(static_cast<unsigned>(blocks_of(x.channels)), static_cast<unsigned>(x.batch),
                   static_cast<unsigned>(pieces(tiles, p.tiles_a_block)));
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (has_together(p, whole)) return p.parts == 1 ? run_together<1>(native, grid, p) : run_together<2>(native, grid, p);
+  }
   const auto kernel = whole ? reader_kernel<T, true> : reader_kernel<T, false>;
   launch(kernel, grid, kReaderThreads, ReaderShared<T>::bytes(p.parts), native, p);
 }

@@ -66,26 +66,41 @@ struct ReaderPlane {
   __device__ float* row(int two, int pair) { return reinterpret_cast<float*>(&at[two * kRow + pair]); }
 };
 
+/// Of a warp's channels in a tile. A row is left out in the middle, so that lanes that read every other row meet no bank
+/// twice.
+template <class T>
+struct ReaderRows {
+  T at[kTile + 1][kWarpChannels];
+  __device__ const T* row(int token) const { return at[token + token / (kTile / 2)]; }
+  __device__ T* row(int token) { return at[token + token / (kTile / 2)]; }
+};
+
 /// What a warp fetches for a step.
 template <class T>
 struct alignas(16) ReaderSlot {
-  /// A row is left out in the middle, so that lanes that read every other row meet no bank twice.
-  struct Rows {
-    T at[kTile + 1][kWarpChannels];
-    __device__ T* row(int token) { return at[token + token / (kTile / 2)]; }
-  };
+  using Rows = ReaderRows<T>;
   Rows u, dt, z, dout, gate;                // the last three for the first step of a group
   T states[2][kWarpChannels / 2][kStates];  // even channels, then odd ones
   float B[kTile][kStates];
 };
 
+/// Δ and two pieces of Δu.
+struct ReaderDrive {
+  ReaderPlane delta, input[2];
+};
+/// q, and what a lane's own elements of r are multiplied with.
+struct ReaderGates {
+  ReaderPlane q;
+  float value[32][4], factor[32][4];
+};
+
 template <class T>
 struct alignas(16) ReaderWarpShared {
   ReaderSlot<T> slot[kReaderSlots];
-  ReaderPlane delta, input[2], q;  // Δ, two pieces of Δu, q
+  ReaderDrive drive;
   /// Two pieces of B: a vector is of two tokens and of one column of two products.
   ReaderPlane B[kKeptColumns][2];
-  float gate_value[32][4], dgate_factor[32][4];  // a lane's own
+  ReaderGates gates;
 };
 
 template <class T>
@@ -100,34 +115,39 @@ struct alignas(16) ReaderShared {
   static std::size_t bytes(int parts) { return sizeof(ReaderShared) + sizeof(Part) * parts; }
 };
 
-/// Δ and the two pieces of Δu of this lane's elements.
+/// Δ and Δu of this lane's elements.
 template <class T>
-__device__ void prepare_drive(ReaderWarpShared<T>& s, ReaderSlot<T>& slot, const float* bias, const ReaderLane& lane) {
-  float delta[4], upper[4], lower[4], biases[2];
+__device__ void find_drive(const ReaderRows<T>& u_rows, const ReaderRows<T>& dt_rows, const float* bias,
+                           const ReaderLane& lane, float (&delta)[4], float (&input)[4]) {
+  float biases[2];
   load2(bias + 2 * lane.pair, biases);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int t = 2 * lane.quad + i;
     float u[2], dt[2];
-    load2(slot.u.row(t) + 2 * lane.pair, u);
-    load2(slot.dt.row(t) + 2 * lane.pair, dt);
+    load2(u_rows.row(t) + 2 * lane.pair, u);
+    load2(dt_rows.row(t) + 2 * lane.pair, dt);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int k = 2 * i + c;
       delta[k] = backward_softplus<T>(dt[c] + biases[c]);
-      const float input = delta[k] * u[c];
-      upper[k] = upper_piece(input), lower[k] = input - upper[k];
+      input[k] = delta[k] * u[c];
     }
   }
-  store4(s.delta.row(lane.quad, lane.pair), delta);
-  store4(s.input[0].row(lane.quad, lane.pair), upper);
-  store4(s.input[1].row(lane.quad, lane.pair), lower);
+}
+__device__ inline void store_drive(ReaderDrive& to, const ReaderLane& lane, const float (&delta)[4],
+                                   const float (&input)[4]) {
+  float upper[4], lower[4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) upper[k] = upper_piece(input[k]), lower[k] = input[k] - upper[k];
+  store4(to.delta.row(lane.quad, lane.pair), delta);
+  store4(to.input[0].row(lane.quad, lane.pair), upper);
+  store4(to.input[1].row(lane.quad, lane.pair), lower);
 }
 /// The pieces of B: a lane cuts four states of token `pair`.
-template <class T>
-__device__ void prepare_columns(ReaderPlane (&columns)[2], const ReaderSlot<T>& slot, const ReaderLane& lane) {
+__device__ inline void prepare_columns(ReaderPlane (&columns)[2], const float (&B)[kTile][kStates], const ReaderLane& lane) {
   float upper[4], lower[4];
-  load4(&slot.B[lane.pair][4 * lane.quad], upper);
+  load4(&B[lane.pair][4 * lane.quad], upper);
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
     const float whole = upper[n];
@@ -143,31 +163,37 @@ __device__ void prepare_columns(ReaderPlane (&columns)[2], const ReaderSlot<T>& 
 }
 
 /// Of this lane's elements what r is multiplied with, silu(gate) and ȳ ⊙ silu'(gate), and q.
-template <class T>
-__device__ void prepare_gates(ReaderWarpShared<T>& s, ReaderSlot<T>& slot, const ReaderLane& lane, float (&q)[4]) {
-  float value[4], factor[4];
+struct ReaderFactors {
+  float value[4], factor[4], q[4];
+
+  template <class T>
+  __device__ void find(const ReaderRows<T>& z_rows, const ReaderRows<T>& dout_rows, const ReaderRows<T>& gate_rows,
+                       const ReaderLane& lane) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int t = 2 * lane.quad + i, c = 2 * lane.pair;
-    float z[2], dout[2], gate[2], z_sigmoid[2], gate_sigmoid[2];
-    load2(slot.z.row(t) + c, z);
-    load2(slot.dout.row(t) + c, dout);
-    load2(slot.gate.row(t) + c, gate);
-    sigmoid_pair(z, z_sigmoid);
-    sigmoid_pair(gate, gate_sigmoid);
+    for (int i = 0; i < 2; ++i) {
+      const int t = 2 * lane.quad + i, c = 2 * lane.pair;
+      float z[2], dout[2], gate[2], z_sigmoid[2], gate_sigmoid[2];
+      load2(z_rows.row(t) + c, z);
+      load2(dout_rows.row(t) + c, dout);
+      load2(gate_rows.row(t) + c, gate);
+      sigmoid_pair(z, z_sigmoid);
+      sigmoid_pair(gate, gate_sigmoid);
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      const int at = 2 * i + k;
-      const float dy = dout[k] * (z[k] * z_sigmoid[k]);
-      value[at] = gate[k] * gate_sigmoid[k];
-      factor[at] = dy * (gate_sigmoid[k] + value[at] * (1.0f - gate_sigmoid[k]));
-      q[at] = dy * value[at];
+      for (int k = 0; k < 2; ++k) {
+        const int at = 2 * i + k;
+        const float dy = dout[k] * (z[k] * z_sigmoid[k]);
+        value[at] = gate[k] * gate_sigmoid[k];
+        factor[at] = dy * (gate_sigmoid[k] + value[at] * (1.0f - gate_sigmoid[k]));
+        q[at] = dy * value[at];
+      }
     }
   }
-  store4(s.gate_value[lane.lane], value);
-  store4(s.dgate_factor[lane.lane], factor);
-  store4(s.q.row(lane.quad, lane.pair), q);
-}
+  __device__ void store(ReaderGates& to, const ReaderLane& lane) const {
+    store4(to.value[lane.lane], value);
+    store4(to.factor[lane.lane], factor);
+    store4(to.q.row(lane.quad, lane.pair), q);
+  }
+};
 
 /// C of token `pair` as this lane gives it to the products: in one piece for bfloat16, in two for float32.
 template <class T>
@@ -189,6 +215,9 @@ struct ReaderColumns {
         if (token < x.tokens && n + j < x.states) whole[j] = row[j];
       }
     }
+    cut(whole);
+  }
+  __device__ void cut(const float (&whole)[4]) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       C[0][j] = kExact ? upper_piece(whole[j]) : nearest_piece(whole[j]);
@@ -234,7 +263,7 @@ __device__ void walk_tile(ReaderWarpShared<T>& s, ReaderPlane (&columns)[2], con
                           const ReaderColumns<T>& readout, const ReaderLane& lane, float (&r)[4], ReaderSums& total,
                           std::uint32_t no_bits) {
   float decay[2][2][4], delta[4];
-  load4(s.delta.row(0, lane.pair), delta);
+  load4(s.drive.delta.row(0, lane.pair), delta);
   const auto find = [&](int i, float zero) {
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
@@ -246,10 +275,10 @@ __device__ void walk_tile(ReaderWarpShared<T>& s, ReaderPlane (&columns)[2], con
 #pragma unroll
   for (int two = 0; two < kTile / 2; ++two) {
     float input[4], B[4], q[4];
-    load4(s.input[lane.quad / 2].row(two, lane.pair), input);
+    load4(s.drive.input[lane.quad / 2].row(two, lane.pair), input);
     load4(columns[lane.quad % 2].row(two, lane.pair), B);
-    load4(s.q.row(two, lane.pair), q);
-    if (two + 1 < kTile / 2) load4(s.delta.row(two + 1, lane.pair), delta);
+    load4(s.gates.q.row(two, lane.pair), q);
+    if (two + 1 < kTile / 2) load4(s.drive.delta.row(two + 1, lane.pair), delta);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       float added[2][4], sums[4] = {};

@@ -308,6 +308,12 @@ TEST_P(SelectiveScanCuda, WholeTiles) {
                        GetParam());
     expect_twins_agree({.B = 1, .T = 32, .D = 32, .N = 12, .R = 4, .sources = sources, .readers = 2, .in_place = true},
                        GetParam());
+    expect_twins_agree({.B = 2, .T = 96, .D = 128, .N = 16, .R = 4, .sources = sources, .readers = 1, .wide = true},
+                       GetParam());
+  }
+  for (const int sources : {1, 2}) {
+    expect_twins_agree({.B = 1, .T = 4096, .D = 64, .N = 16, .R = 4, .sources = sources, .readers = 1, .in_place = true},
+                       GetParam());
   }
 }
 
