@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_sliced_kernel(const __gri
         Readout<SlicedShared<T>::kExact> readout;
         readout.load(s.readout, begin, lane);
         float y[2][2] = {};
-        Walk walk(&s, s.drive[lane.warp], s.input, lane, p.no_bits);
+        Walk<2> walk(&s, s.drive[lane.warp], s.input, lane, p.no_bits);
 #pragma unroll 1
         for (int half = 0; half < 2; ++half) {
           const int quad = 2 * group + half;

@@ -18,13 +18,12 @@ __device__ inline void find_decay(const float (&delta)[2][4], const float (&rate
   }
 }
 
-/// Steps of this lane's states, quad by quad. The exponentials of a step are asked for between the state's update two steps
-/// and one step before it: left alone, the compiler asks for many at once, and their unit idles before and after. What ties
+/// Steps of this lane's states, quad by quad. The exponentials of a step are asked for right after the state's update kLead
+/// steps before it: left alone, the compiler asks for many at once, and their unit idles before and after. What ties
 /// them is a zero that it cannot know to be one.
+template <int kLead>
 class Walk {
  public:
-  static constexpr int kLead = 2;
-
   /// In the block's shared memory at `shared`, of which `drive` and `columns` are the first that are walked; others are
   /// named by how many bytes they lie behind these. `no_bits` is 0, but not to the compiler.
   __device__ Walk(const void* shared, const Drive& drive, const InputColumns& columns, const Lane& lane,

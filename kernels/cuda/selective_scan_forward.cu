@@ -29,6 +29,8 @@ template <class T, int kRecurrences, bool kReadout>
 struct alignas(16) ForwardShared {
   static constexpr int kSources = kRecurrences - 1, kGates = kReadout && kSources > 0 ? 1 : 0;
   static constexpr bool kExact = std::is_same_v<T, float>;
+  /// Steps by which exponentials are asked for ahead, as measured.
+  static constexpr int kLead = kRecurrences == 1 ? 2 : 1;
   /// One barrier a tile for all; also where shared memory has no room for more readouts than two.
   static constexpr bool kTogether = kRecurrences == 1 || (kExact && kRecurrences == 3);
   /// Tiles of which readouts are kept: four if the next tile is made before the last one's readout is taken, and its C
@@ -207,7 +209,7 @@ __device__ void walk(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
 
   Readout<Shared::kExact> readout;
   float y[2][2] = {};
-  Walk steps(&s, s.work[0].drive[r][lane.warp], s.work[0].input[r], lane, p.no_bits);
+  Walk<Shared::kLead> steps(&s, s.work[0].drive[r][lane.warp], s.work[0].input[r], lane, p.no_bits);
   const int C_place = steps.place_of(s.readouts[0].columns.at[0][lane.pair][lane.first_state]);
   const int y_place = kReadout ? steps.place_of(s.readouts[0].y[r][lane.warp][0][threadIdx.x % 32]) : 0;
   int now = (span.first & 1) * kWork;
