@@ -32,6 +32,7 @@ namespace {
 struct BenchOptions {
   std::string device = "auto", dtype = "auto", only;
   std::int64_t batch = 8, sequence = 2048, loss_chunk = kLossChunk, parameters = 64 << 20, repeats = 20;
+  double seconds = 0;
   bool candidates = false, json = false;
   ModelConfig model{.d_model = 1024, .vocabulary = 32000};
 };
@@ -43,7 +44,7 @@ class StepBench {
       : options_(options),
         device_(device),
         compute_(compute),
-        bench_(device, compute, options.repeats),
+        bench_(device, compute, options.repeats, options.seconds),
         B_(options.batch),
         T_(options.sequence),
         tokens_(B_ * T_),
@@ -76,7 +77,7 @@ class StepBench {
   void print_head();
   bool wanted(std::string_view name) const;
   void row(const std::string& name, const KernelWork& work, const KernelBench::Prepare& prepare, bool is_product = false);
-  double fastest_candidate(const KernelTiming& chosen, const KernelBench::Prepare& prepare);
+  std::vector<KernelTiming> time_candidates(const KernelTiming& chosen, const KernelBench::Prepare& prepare);
   void product(const std::string& name, std::int64_t rows, std::int64_t inputs, std::int64_t outputs, DType y, DType dx,
                std::optional<Accumulate> dx_is);
   void products();
@@ -144,9 +145,9 @@ bool StepBench::wanted(std::string_view name) const {
   }
 }
 
-/// The median time in ms of a product with that of cuBLASLt's algorithms which is best at it.
-double StepBench::fastest_candidate(const KernelTiming& chosen, const KernelBench::Prepare& prepare) {
-  double fastest = chosen.ms;
+/// A product with each of cuBLASLt's algorithms.
+std::vector<KernelTiming> StepBench::time_candidates(const KernelTiming& chosen, const KernelBench::Prepare& prepare) {
+  std::vector<KernelTiming> candidates;
   for (int index = 0; index < kMatmulCandidates; ++index) {
     const auto with_candidate = [&](KernelInputs& inputs) -> Call {
       return [index, call = prepare(inputs)](Stream& stream) {
@@ -155,15 +156,24 @@ double StepBench::fastest_candidate(const KernelTiming& chosen, const KernelBenc
         use_matmul_candidate(stream, kMatmulRule);
       };
     };
-    fastest = std::min(fastest, bench_.time(chosen.name, chosen.work, with_candidate).ms);
+    candidates.push_back(bench_.time(chosen.name, chosen.work, with_candidate));
   }
-  return fastest;
+  return candidates;
+}
+
+/// ", 97.1% of the fastest algorithm", or nothing without candidates.
+std::string fastest_of(const std::vector<KernelTiming>& candidates, const KernelTiming& chosen) {
+  if (candidates.empty()) return {};
+  double fastest = chosen.ms;
+  for (const KernelTiming& candidate : candidates) fastest = std::min(fastest, candidate.ms);
+  return fmt::format(", {:.1f}% of the fastest algorithm", 100 * fastest / chosen.ms);
 }
 
 void StepBench::row(const std::string& name, const KernelWork& work, const KernelBench::Prepare& prepare, bool is_product) {
   if (!wanted(name)) return;
   const KernelTiming t = bench_.time(name, work, prepare);
-  const double fastest = is_product && options_.candidates ? fastest_candidate(t, prepare) : 0;
+  const std::vector<KernelTiming> candidates =
+      is_product && options_.candidates ? time_candidates(t, prepare) : std::vector<KernelTiming>();
   if (options_.json) {
     nlohmann::json line = {{"op", t.name},
                            {"ms", t.ms},
@@ -174,14 +184,16 @@ void StepBench::row(const std::string& name, const KernelWork& work, const Kerne
                            {"exponentials", work.exponentials},
                            {"share", t.share},
                            {"bound", t.bound}};
-    if (fastest > 0) line["ms_fastest_candidate"] = fastest;
+    if (t.joules > 0) line["joules"] = t.joules, line["clock_mhz"] = t.clock_mhz;
+    for (const KernelTiming& candidate : candidates) line["candidates_ms"].push_back(candidate.ms);
     std::cout << line.dump() << std::endl;
     return;
   }
   std::cout << fmt::format("{:<28} {:>9.4f} {:>6.1f}% {:>9.4f} {:>9.0f} {:>9.1f} {:>6.1f}%  {}", t.name, t.ms,
                            100 * t.spread, t.ms_min, work.bytes / t.ms * 1e-6, work.flops / t.ms * 1e-9, 100 * t.share,
                            t.bound)
-            << (fastest > 0 ? fmt::format(", {:.1f}% of the fastest algorithm", 100 * fastest / t.ms) : "") << std::endl;
+            << (t.joules > 0 ? fmt::format(", {:.0f} W at {:.0f} MHz", 1e3 * t.joules / t.ms, t.clock_mhz) : "")
+            << fastest_of(candidates, t) << std::endl;
 }
 
 /// y = x·Wᵀ with W [outputs, inputs], and its two gradients, or without `dx_is` the weight's alone. That one is f32 and
@@ -409,6 +421,10 @@ int bench_kernels_command(int argc, char** argv) {
   table.add("loss_chunk", options.loss_chunk, "Tokens of the head and the loss.", {.min = 1});
   table.add("parameters", options.parameters, "Parameters of the optimizer's range.", {.min = 1});
   table.add("repeats", options.repeats, "Timed calls; the median is reported.", {.min = 1});
+  table.add(
+      "seconds", options.seconds,
+      "On a GPU: time calls for so long without pause, at the clock it can hold, and count their energy. 0: calls apart.",
+      {.min = 0});
   table.add("only", options.only, "Ops with one of these texts in their name, separated by commas.");
   table.add("candidates", options.candidates,
             "Time products with each of cuBLASLt's algorithms too, and compare with the fastest.");

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "kernels/elementwise.h"
 #include "kernels/matmul.h"
@@ -57,10 +58,12 @@ Tensor KernelInputs::tokens(Shape shape, std::int64_t limit) {
   return tensor;
 }
 
-KernelBench::KernelBench(Device device, DType compute, std::int64_t repeats)
+KernelBench::KernelBench(Device device, DType compute, std::int64_t repeats, double sustained_s)
     : device_(device),
       repeats_(repeats),
+      sustained_s_(0),
       stream_(device),
+      power_(device),
       noise_("noise", kNoise * 4, device, memory_),
       rounded_noise_("rounded noise", kNoise * 2, device, memory_),
       delay_("delay", std::int64_t{1} << 22, device, memory_) {
@@ -73,6 +76,7 @@ KernelBench::KernelBench(Device device, DType compute, std::int64_t repeats)
   stream_.synchronize();
   const KernelCeilings measured{measure_copy(), measure_product(compute), measure_exponentials()};
   ceilings_ = measured;
+  sustained_s_ = sustained_s;
 }
 
 double KernelBench::measure_copy() {
@@ -117,12 +121,13 @@ KernelTiming KernelBench::time(const std::string& name, const KernelWork& work, 
   KernelInputs inputs(stream_, arena, noise_.tensor({kNoise}, DType::f32), rounded_noise_.tensor({kNoise}, DType::bf16));
   std::vector<Call> calls;
   for (std::int64_t set = 0; set < sets; ++set) calls.push_back(prepare(inputs));
+  KernelTiming timing{.name = name, .work = work};
   std::vector<double> times = milliseconds(calls);
+  if (sustained_s_ > 0) times = sustain(calls, *std::min_element(times.begin(), times.end()), timing);
   std::sort(times.begin(), times.end());
-
-  const double median = times[times.size() / 2], spread = times[times.size() * 3 / 4] - times[times.size() / 4];
-  KernelTiming timing{
-      .name = name, .work = work, .ms = median, .ms_min = times.front(), .spread = spread / median, .share = 0, .bound = {}};
+  timing.ms = times[times.size() / 2];
+  timing.ms_min = times.front();
+  timing.spread = (times[times.size() * 3 / 4] - times[times.size() / 4]) / timing.ms;
   const auto bound_by = [&](const char* bound, double amount, double rate) {
     const double share = rate > 0 ? 1e3 * amount / rate / timing.ms : 0;
     if (share > timing.share) timing.share = share, timing.bound = bound;
@@ -131,6 +136,38 @@ KernelTiming KernelBench::time(const std::string& name, const KernelWork& work, 
   bound_by("matrix", work.flops, ceilings_.flops);
   bound_by("exp", work.exponentials, ceilings_.exponentials);
   return timing;
+}
+
+/// Means of twentieths of a second each. `once_ms` is about the time of a call.
+std::vector<double> KernelBench::sustain(const std::vector<Call>& calls, double once_ms, KernelTiming& timing) {
+  constexpr double kPart = 0.05;
+  const auto part = std::max<std::int64_t>(1, static_cast<std::int64_t>(kPart * 1e3 / once_ms));
+  std::vector<double> times;
+  double ended = 0, begun = 0, clocks = 0;
+  std::optional<double> joules;
+  Event marks[2];  // the host is one part ahead
+  const double deadline = now_seconds() + 1.5 * sustained_s_;
+  for (std::int64_t parts = 0; ended < deadline; ++parts) {
+    for (std::int64_t i = 0; i < part; ++i) calls[static_cast<std::size_t>(i) % calls.size()](stream_);
+    marks[parts % 2].record(stream_);
+    if (parts == 0) continue;
+    marks[(parts - 1) % 2].synchronize();
+    const double now = now_seconds();
+    if (begun > 0) {
+      times.push_back(1e3 * (now - ended) / static_cast<double>(part));
+      clocks += power_.clock_mhz().value_or(0);
+    } else if (now > deadline - sustained_s_) {
+      begun = now;
+      joules = power_.joules();
+    }
+    ended = now;
+  }
+  const std::optional<double> last = power_.joules();
+  stream_.synchronize();
+  const double count = static_cast<double>(times.size());
+  if (joules && last) timing.joules = (*last - *joules) / (count * static_cast<double>(part));
+  timing.clock_mhz = clocks / count;
+  return times;
 }
 
 std::vector<double> KernelBench::milliseconds(const std::vector<Call>& calls) {

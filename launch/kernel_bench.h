@@ -8,6 +8,7 @@
 
 #include "runtime/arena.h"
 #include "runtime/buffer.h"
+#include "runtime/power.h"
 #include "runtime/stream.h"
 #include "runtime/tensor.h"
 
@@ -25,13 +26,15 @@ struct KernelWork {
 using KernelCeilings = KernelWork;
 
 struct KernelTiming {
-  std::string name;
-  KernelWork work;
+  std::string name = {};
+  KernelWork work = {};
   double ms = 0;  ///< Median.
   double ms_min = 0;
-  double spread = 0;  ///< Between the quartiles, as a part of the median.
-  double share = 0;   ///< Time at the ceilings (the largest of the three) / median; 0 without ceilings.
-  std::string bound;  ///< Which of the three: "memory", "matrix", "exp".
+  double spread = 0;       ///< Between the quartiles, as a part of the median.
+  double share = 0;        ///< Time at the ceilings (the largest of the three) / median; 0 without ceilings.
+  std::string bound = {};  ///< Which of the three: "memory", "matrix", "exp".
+  double joules = 0;       ///< Of the whole GPU, a call; 0 where nothing counts them or calls were not sustained.
+  double clock_mhz = 0;    ///< Mean; 0 likewise.
 };
 
 /// Gives a benchmark its tensors. Used twice: on paper, to count their bytes, and for real.
@@ -60,8 +63,9 @@ class KernelBench {
   using Call = std::function<void(Stream&)>;
   using Prepare = std::function<Call(KernelInputs&)>;
 
-  /// Measures the ceilings: a copy, a product of `compute` matrices, a chain of exponentials.
-  KernelBench(Device device, DType compute, std::int64_t repeats);
+  /// Measures the ceilings: a copy, a product of `compute` matrices, a chain of exponentials. With `sustained_s` above 0, an
+  /// op's time is that of calls without pause for so many seconds, after half as many: at the clock that the GPU can hold.
+  KernelBench(Device device, DType compute, std::int64_t repeats, double sustained_s = 0);
 
   const KernelCeilings& ceilings() const { return ceilings_; }
   /// The median time of a call. `prepare` is called for as many sets of tensors as it takes to pass the caches by (at least
@@ -73,11 +77,14 @@ class KernelBench {
   double measure_product(DType compute);
   double measure_exponentials();
   std::vector<double> milliseconds(const std::vector<Call>& calls);
+  std::vector<double> sustain(const std::vector<Call>& calls, double once_ms, KernelTiming& timing);
 
   MemoryReport memory_;
   Device device_;
   std::int64_t repeats_;
+  double sustained_s_;
   Stream stream_;
+  PowerMeter power_;
   Buffer noise_, rounded_noise_, delay_;
   KernelCeilings ceilings_;
 };
