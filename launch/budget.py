@@ -7,6 +7,9 @@ Runs `densemamba bench-step` and `densemamba bench-kernels` at the shapes of one
 bench-step, e.g. --train.micro_batch 8 --train.recompute block. An op's floor is the longest of its bytes at the copy rate, its operations at
 the rate of matrix products and its exponentials at theirs, each measured in the same run. Time that no op explains is printed: launches,
 waits, and what bench-kernels has no row for.
+
+A large GPU runs whole steps at its limit of power, with clocks below those of an op that is timed alone. --seconds 1 times each op for so long
+without pause and adds its energy, whose sum stands against that of the measured step.
 """
 
 import argparse
@@ -77,18 +80,24 @@ def print_table(step, ceilings, rows):
     print(f"{step['device']}; {step['build']}\n")
     print(f"{step['layers']} layers, width {step['d_model']}, dense depth {step['dense_depth']}, batch {step['batch']} in micro-batches of "
           f"{step['micro_batch']}, sequence {step['sequence']}, recompute {step['recompute']}, {step['dtype']}\n")
-    print("| op | calls | ms each | ms a step | floor ms a step | share |\n|---|---|---|---|---|---|")
-    total = floor_total = 0.0
+    energy = "watts" in step and any("joules" in row for row in rows.values())
+    print("| op | calls | ms each | ms a step | floor ms a step | share |" + (" J a step |" if energy else ""))
+    print("|---|---|---|---|---|---|" + ("---|" if energy else ""))
+    total = floor_total = joules = 0.0
     for op, calls in calls_of(step).items():
         row = rows.get(op)
         if row is None:
             sys.exit(f"bench-kernels has no row {op!r}")
         ms, floor = calls * row["ms"], calls * floor_ms(row, ceilings)
         total, floor_total = total + ms, floor_total + floor
-        print(f"| {op} | {calls:.4g} | {row['ms']:.4f} | {ms:.2f} | {floor:.2f} | {100 * floor / ms:.0f} % |")
-    print(f"| **sum** | | | **{total:.2f}** | **{floor_total:.2f}** | {100 * floor_total / total:.0f} % |")
-    print(f"| measured step | | | {step['ms']:.2f} ({step['ms_min']:.1f}–{step['ms_max']:.1f}) | | |")
-    print(f"| unexplained | | | {step['ms'] - total:.2f} | | |")
+        joules += calls * row.get("joules", 0)
+        print(f"| {op} | {calls:.4g} | {row['ms']:.4f} | {ms:.2f} | {floor:.2f} | {100 * floor / ms:.0f} % |"
+              + (f" {calls * row.get('joules', 0):.2f} |" if energy else ""))
+    spent = 1e-3 * step["ms"] * step.get("watts", 0)
+    print(f"| **sum** | | | **{total:.2f}** | **{floor_total:.2f}** | {100 * floor_total / total:.0f} % |"
+          + (f" **{joules:.1f}** |" if energy else ""))
+    print(f"| measured step | | | {step['ms']:.2f} ({step['ms_min']:.1f}–{step['ms_max']:.1f}) | | |" + (f" {spent:.1f} |" if energy else ""))
+    print(f"| unexplained | | | {step['ms'] - total:.2f} | | |" + (f" {spent - joules:.1f} |" if energy else ""))
     print(f"\n{step['tokens_per_second']:.0f} tokens/s; at the floors {1e3 * step['batch'] * step['sequence'] / floor_total:.0f}")
 
 
@@ -97,6 +106,7 @@ def main():
     parser.add_argument("--program", default="build/densemamba", help="the densemamba executable (%(default)s)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=20, help="timed steps and calls (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=0, help="time each op for so long without pause, and its energy (%(default)s)")
     arguments, options = parser.parse_known_args()
     if not os.access(arguments.program, os.X_OK):
         sys.exit(f"{arguments.program} is no program; build it, or name it with --program")
@@ -106,7 +116,7 @@ def main():
     ceilings, *rows = run(arguments.program, "bench-kernels", "--json", "true", "--run.device", arguments.device, "--batch",
                           step["micro_batch"], "--sequence", step["sequence"], "--d_model", step["d_model"], "--vocabulary",
                           step["vocabulary"], "--dense_depth", step["dense_depth"], "--loss_chunk", step["loss_chunk"],
-                          "--parameters", step["bench_parameters"], "--repeats", arguments.repeats)
+                          "--parameters", step["bench_parameters"], "--repeats", arguments.repeats, "--seconds", arguments.seconds)
     print_table(step, ceilings, {row["op"]: row for row in rows})
 
 

@@ -29,7 +29,7 @@ class Budget(unittest.TestCase):
         self.assertEqual(self.table("--model.dense_depth", "0", "--train.recompute", "selective")["dt_proj forward"], 12)
 
     def test_dense(self):
-        calls = self.table("--model.dense_depth", "2", "--train.recompute", "block")
+        calls = self.table("--model.dense_depth", "2", "--train.recompute", "block", "--seconds", "0.02")
         self.assertEqual([calls[f"scan backward, {sources} sources"] for sources in range(3)], [2, 2, 2])
         self.assertEqual(calls["in_proj whole forward"], 12)
         self.assertEqual(calls["gate fc1 backward weight"], 4)

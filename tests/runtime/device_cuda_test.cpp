@@ -1,10 +1,13 @@
-// Devices that this program cannot use are refused in a sentence; a GPU has one identity.
+// Devices that this program cannot use are refused in a sentence; a GPU has one identity, and a meter of what it spends.
+#include <chrono>
 #include <string>
+#include <thread>
 
 #include <gtest/gtest.h>
 
 #include "runtime/cuda/cuda.h"
 #include "runtime/error.h"
+#include "runtime/power.h"
 
 namespace dm {
 namespace {
@@ -48,6 +51,26 @@ TEST(CudaDevice, IdentitiesDiffer) {
   for (int i = 1; i < count; ++i) EXPECT_NE(cuda::device_identity(i), cuda::device_identity(0));
   EXPECT_EQ(refusal([&] { cuda::require_device(count); }),
             "there is no GPU " + std::to_string(count) + ": this process sees " + std::to_string(count));
+}
+
+TEST(PowerMeter, NothingToReadIsNoError) {
+  for (const Device device : {Device::cpu(), Device::plan(DeviceKind::cuda)}) {
+    const PowerMeter meter(device);
+    EXPECT_FALSE(meter.joules().has_value());
+    EXPECT_FALSE(meter.clock_mhz().has_value());
+  }
+}
+
+TEST(PowerMeter, CountsWhatAGpuSpends) {
+  if (cuda::device_count() == 0) GTEST_SKIP() << "skipped: no GPU";
+  const PowerMeter meter(Device::cuda(0));
+  const std::optional<double> before = meter.joules();
+  if (!before) GTEST_SKIP() << "skipped: this driver does not count energy";
+  std::this_thread::sleep_for(std::chrono::seconds(1));
+  const double watts = meter.joules().value() - *before;  // an idle GPU's, or that of whoever else uses it
+  EXPECT_GT(watts, 5);
+  EXPECT_LT(watts, 2000);
+  EXPECT_GT(meter.clock_mhz().value(), 100);
 }
 
 }  // namespace
