@@ -142,7 +142,7 @@ __device__ void prepare(float (&values)[3][8], const Rows<T>& u, const Rows<T>& 
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int k = 2 * i + c;
-      float delta = softplus(dts[c] + bias[c]);
+      float delta = softplus<T>(dts[c] + bias[c]);
       if (tokens < kTile) delta = t < tokens ? delta : 0.0f;
       const float input = delta * us[c];
       values[0][k] = delta, values[1][k] = upper_piece(input), values[2][k] = input - values[1][k];

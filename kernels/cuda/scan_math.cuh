@@ -71,10 +71,19 @@ __device__ inline float log1p_ratio(float e) {
   p = p * e - 0.499974042f;
   return p * e + 0.999999821f;
 }
-/// log1p(exp(x)), relative error below 4e-7: max(x, 0) + log1p(e) with e = exp(−|x|).
-__device__ inline float softplus(float x) {
+/// The same, relative error below 6e-5: a hundredth of what a bfloat16 argument's rounding does to softplus.
+__device__ inline float coarse_log1p_ratio(float e) {
+  float p = 0.0413473017f;
+  p = p * e - 0.157427206f;
+  p = p * e + 0.306300929f;
+  p = p * e - 0.496977805f;
+  return p * e + 0.999943278f;
+}
+/// log1p(exp(x)) = max(x, 0) + log1p(e) with e = exp(−|x|), for x made of a T; relative error below 4e-7, of bfloat16 6e-5.
+template <class T>
+__device__ float softplus(float x) {
   const float e = exp2_fast(-kLog2e * fabsf(x));
-  return fmaxf(x, 0.0f) + e * log1p_ratio(e);
+  return fmaxf(x, 0.0f) + e * (std::is_same_v<T, float> ? log1p_ratio(e) : coarse_log1p_ratio(e));
 }
 /// The same of x, e and 1 + e for backward: of bfloat16 inputs by a logarithm, absolute error below 3e-7.
 template <class T>

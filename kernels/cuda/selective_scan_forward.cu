@@ -118,7 +118,8 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
     current_z.next(x);
   };
   const auto wait_for_walkers = [&](int tile, int r) {
-    if (!Shared::kTogether && tile >= span.first) s.walked[tile & 1][r].wait(span.parity(tile));
+    // Of tiles before the first it is the phase before the first one, which has always ended.
+    if constexpr (!Shared::kTogether) s.walked[tile & 1][r].wait(span.parity(tile));
   };
   const auto make_tile = [&](int tile) {
     const typename Shared::Inputs& from = s.inputs[tile & 1];
@@ -190,8 +191,8 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
   }
 }
 
-/// `r` of the block's recurrences, from h; saves the layer's own states on the way.
-template <class T, int kRecurrences, bool kReadout>
+/// `r` of the block's recurrences, from h; with kSaves its states are saved on the way, where there is a place for them.
+template <bool kSaves, class T, int kRecurrences, bool kReadout>
 __device__ void walk(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, kReadout>& s, const Span& span, int r,
                      const Recurrence<T>& recurrence, float (&h)[2][4]) {
   using Shared = ForwardShared<T, kRecurrences, kReadout>;
@@ -203,7 +204,7 @@ __device__ void walk(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
   const int channel = blockIdx.x * kChannels + lane.first_channel;
   float rate[2][4];
   load_rates(recurrence, x, channel, lane.first_state, rate);
-  T* states = kReadout && r == 0 ? saved_states(p, span.first * kTile, 0, channel, lane) : nullptr;
+  T* states = kSaves ? saved_states(p, span.first * kTile, 0, channel, lane) : nullptr;
   const std::int64_t states_a_chunk = std::int64_t{x.channels} * kStates;
   const bool saving = states != nullptr, second = saving && channel + 1 < x.channels;
 
@@ -232,9 +233,11 @@ __device__ void walk(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
         if (quad == kQuads - 1 && !there) next_made.wait(span.parity(tile + 1));
       }
       if (half == 0) {
-        const bool inside = tile * kTile + quad * 4 < x.tokens;
-        save_states(saving && inside, second && inside, states, h);
-        states += states_a_chunk;
+        if constexpr (kSaves) {
+          const bool inside = tile * kTile + quad * 4 < x.tokens;
+          save_states(saving && inside, second && inside, states, h);
+          states += states_a_chunk;
+        }
         if constexpr (kReadout) readout.load(steps.at(readouts + C_place) + quad * 4 * kStates);
       }
       steps.template advance<go_on>(now, quad, quad == kQuads - 1 ? next : now, (quad + 1) % kQuads, rate, h,
@@ -299,8 +302,12 @@ __global__ void __launch_bounds__(threads_of<1 + kSources>(), Registers<T, kSour
     const int channel = blockIdx.x * kChannels + lane.first_channel;
     float h[2][4];
     load_start(p, r, channel, lane.first_state, h);
-    walk(p, s, span, r, p.recurrence[r], h);
-    if (r == 0 && span.end == tiles) store_final(p, channel, lane.first_state, h);
+    if (kSources == 0 || r == 0) {
+      walk<true>(p, s, span, r, p.recurrence[r], h);
+      if (span.end == tiles) store_final(p, channel, lane.first_state, h);
+    } else {
+      walk<false>(p, s, span, r, p.recurrence[r], h);
+    }
   }
 }
 
@@ -326,7 +333,7 @@ __global__ void __launch_bounds__(threads_of<1>(), 2) segment_kernel(const __gri
     }
   } else {
     float h[2][4] = {};
-    walk(p, s, span, 0, p.recurrence[r], h);
+    walk<false>(p, s, span, 0, p.recurrence[r], h);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       if (channel + c >= x.channels) continue;
