@@ -82,7 +82,11 @@ __global__ void __launch_bounds__(kReaderThreads, kReaderBlocks<T>)
       float delta[4], input[4];
       find_drive(slot.u, slot.dt, fixed.bias + local, lane, delta, input);
       store_drive(s.drive, lane, delta, input);
-      if (now.group == 0 || !columns_stay) prepare_columns(columns, slot.B, lane);
+      if (now.group == 0 || !columns_stay) {
+        float B[4];
+        load4(&slot.B[lane.pair][4 * lane.quad], B);
+        cut_columns(columns, B, lane);
+      }
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         load4(&slot.states[c][lane.pair][4 * lane.quad], h[c]);

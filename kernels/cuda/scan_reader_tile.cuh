@@ -144,16 +144,11 @@ __device__ inline void store_drive(ReaderDrive& to, const ReaderLane& lane, cons
   store4(to.input[0].row(lane.quad, lane.pair), upper);
   store4(to.input[1].row(lane.quad, lane.pair), lower);
 }
-/// The pieces of B: a lane cuts four states of token `pair`.
-__device__ inline void prepare_columns(ReaderPlane (&columns)[2], const float (&B)[kTile][kStates], const ReaderLane& lane) {
+/// The pieces of B: a lane cuts four states of token `pair`. State 4·quad + 2·j + i is column 2·quad + i of product j.
+__device__ inline void cut_columns(ReaderPlane (&columns)[2], const float (&B)[4], const ReaderLane& lane) {
   float upper[4], lower[4];
-  load4(&B[lane.pair][4 * lane.quad], upper);
 #pragma unroll
-  for (int n = 0; n < 4; ++n) {
-    const float whole = upper[n];
-    upper[n] = upper_piece(whole), lower[n] = whole - upper[n];
-  }
-  // State 4·quad + 2·j + i is column 2·quad + i of product j.
+  for (int n = 0; n < 4; ++n) upper[n] = upper_piece(B[n]), lower[n] = B[n] - upper[n];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int at = lane.pair % 2 * 2;

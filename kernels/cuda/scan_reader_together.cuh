@@ -1,205 +1,114 @@
-// The reader of states where all is aligned: the tiles of one or two sources walked together.
+// The reader of states where all is aligned: one or two sources walked together through pieces of time.
 //
-// What sources share is done once: q, dgate, the products of h · C and of q and h are of the sources' sum of states, which
-// costs an addition for each of theirs but one, and two recurrences fill each other's waits for exponentials. All turns are
-// alike: what is not known at compile time is which tile, and which of its four groups of channels. A turn of two sources
-// issues about 1110 instructions, 156 of them for the unit of exponentials, which is the bound: 1248 clocks of a scheduler.
+// A block takes 64 channels through a piece of time, sixteen to a warp, from the states that were saved at its begin. What
+// sources share is done once: q, dgate, h · C and C̄ are of the sources' sum of states, which costs an addition for each of
+// theirs but one, and two recurrences fill each other's waits for exponentials. Warps work alone but for the columns: each
+// cuts B of one of the next four tiles, and sums one of the last four tiles' C̄ over the warps, between two barriers of the
+// block. h · C and C̄ multiply factors of 8 bits and add in float32, as the main kernel's do (scan_backward_tile.cuh).
+// A tile of a warp and two sources issues about 1010 instructions, 156 of them for the unit of exponentials.
 #pragma once
 
-#include "kernels/cuda/scan_reader_fetch.cuh"
+#include "kernels/cuda/scan_reader_together_fetch.cuh"
 
 namespace dm::cuda::scan::backward {
 
-inline constexpr int kTogetherGroups = kChannels / kWarpChannels;
+/// Sums over a warp's channels of q h: [2·j + i] is of state 4·(pair / 2) + 2·j + pair % 2 and token 2·quad + i.
+struct TogetherSums {
+  unsigned low, high;
+  float sum[4] = {};
 
-template <int kSources>
-struct alignas(16) TogetherWarp {
-  using Rows = ReaderRows<bf16>;
-  struct alignas(16) Slot {
-    Rows z, dout, gate;
-    struct alignas(16) Source {
-      Rows u, dt;
-      bf16 states[2][kWarpChannels / 2][kStates];  // even channels, then odd ones
-    } source[kSources];
-  } slot[kReaderSlots];
-  float raw_B[kSources][kTile][kStates], raw_C[kTile][kStates];  // of a tile, for its first group
-  ReaderDrive drive[kSources];
-  ReaderPlane B[kSources][2];
-  ReaderGates gates;
-};
-
-template <int kSources>
-struct alignas(16) TogetherShared {
-  TogetherWarp<kSources> warp[kReaderWarps];
-  struct alignas(16) Fixed {
-    float rate[2][kChannels / 2][kStates];  // of even channels, then of odd ones
-    float bias[kChannels];
-  } fixed[kSources];
-};
-
-/// What is elementwise before a turn's steps, found beside the last steps of the turn before and stored after them.
-template <int kSources>
-struct TogetherInputs {
-  float delta[kSources][4], input[kSources][4];
-  ReaderFactors factors;
-
-  __device__ void find(const typename TogetherWarp<kSources>::Slot& slot, const TogetherShared<kSources>& shared, int group,
-                       const ReaderLane& lane) {
-    factors.find(slot.z, slot.dout, slot.gate, lane);
+  __device__ void load(const Weights& q, const ReaderLane& lane) {
+    const uint2 words = *reinterpret_cast<const uint2*>(&q.at[lane.pair * Weights::kStride + 2 * lane.quad]);
+    low = __byte_perm(words.x, words.y, 0x5410), high = __byte_perm(words.x, words.y, 0x7632);
+  }
+  __device__ void add(const Packed<bf16>& h, const ReaderLane& lane, int two, int i) {
+    const unsigned states[4] = {transposed(h.at[0]), transposed(h.at[2]), transposed(h.at[1]), transposed(h.at[3])};
+    float sums[4];
+    product_k16(sums, states, low, high);
 #pragma unroll
-    for (int k = 0; k < kSources; ++k) {
-      find_drive(slot.source[k].u, slot.source[k].dt, shared.fixed[k].bias + group * kWarpChannels, lane, delta[k],
-                 input[k]);
+    for (int j = 0; j < 2; ++j) {
+      if (lane.quad == two) sum[2 * j + i] += sums[2 * j + i];
     }
   }
-  __device__ void store(TogetherWarp<kSources>& to, const ReaderLane& lane) const {
-    factors.store(to.gates, lane);
+  __device__ void store(float* row, const ReaderLane& lane) const {
 #pragma unroll
-    for (int k = 0; k < kSources; ++k) store_drive(to.drive[k], lane, delta[k], input[k]);
+    for (int k = 0; k < 4; ++k) row[k % 2 * kStates + 4 * (lane.pair / 2) + k / 2 * 2 + lane.pair % 2] = sum[k];
   }
 };
 
-/// A warp's copies, turn by turn.
-template <int kSources>
-class TogetherFetch {
- public:
-  __device__ TogetherFetch(const ReaderParams<bf16>& p, TogetherWarp<kSources>& s, int tile, int end, const ReaderLane& lane)
-      : p_(p), s_(s), end_(end), lane_(lane) {
-    const Extents& x = p.x;
-    const int t = lane.lane % 16 / 2, c = lane.lane % 2 * 8, i = lane.lane * 8, channel = blockIdx.x * kChannels;
-    const int token = lane.warp * kTile + t;
-    row_ = x.sequence(blockIdx.y) + static_cast<std::int64_t>(tile * kTile) * x.channels + channel;
-    z_row_ = x.sequence(blockIdx.y, x.z_stride) + static_cast<std::int64_t>(tile * kTile) * x.z_stride + channel;
-    state_ = x.saved_states(blockIdx.y, tile, 0) + static_cast<std::int64_t>(channel) * kStates;
-    lane_row_ = token * x.channels + c, lane_z_row_ = token * x.z_stride + c;
-    lane_state_ = lane.warp * x.channels * kStates + i;
-    row_to_ = shared_address(s.slot[0].z.row(t) + c) + (second() ? sizeof s.slot[0].z : 0);
-    state_to_ = shared_address(&s.slot[0].source[0].states[i / kStates % 2][i / kStates / 2][i % kStates]);
-    keep(lane_row_), keep(lane_z_row_), keep(lane_state_), keep(row_to_), keep(state_to_);
-  }
-
-  /// The turn's inputs to a slot, and on to the next turn.
-  __device__ void run(int tile, int group) {
-    const unsigned slot = group % kReaderSlots;
-    if (tile < end_) {
-      const Extents& x = p_.x;
-      const unsigned offset = slot * static_cast<unsigned>(sizeof(Slot)), to = row_to_ + offset;
-      copy(to, second() ? p_.dout + row_ + lane_row_ : p_.z + z_row_ + lane_z_row_);
-      if (!second()) copy(to + 2 * kRows, p_.gate + row_ + lane_row_);
-#pragma unroll
-      for (int k = 0; k < kSources; ++k) {
-        constexpr unsigned kEach = sizeof(typename Slot::Source);
-        const Recurrence<bf16>& source = p_.part[k].source;
-        copy(to + 3 * kRows + k * kEach, (second() ? source.dt : source.u) + row_ + lane_row_);
-        copy(state_to_ + offset + k * kEach, source.states + state_ + lane_state_);
-      }
-      if (group == 0) {
-        const unsigned to_column = shared_address(&s_.raw_B[0][lane_.pair][4 * lane_.quad]);
-        const std::int64_t column = x.column_rows(blockIdx.y) +
-                                    static_cast<std::int64_t>((tile + lane_.warp) * kTile + lane_.pair) * x.columns +
-                                    4 * lane_.quad;
-#pragma unroll
-        for (int k = 0; k < kSources; ++k) copy(to_column + k * kRaw, p_.part[k].source.dbc + column);
-        copy(to_column + kSources * kRaw, p_.dbc + (x.columns - kStates) + column);
-      }
-      row_ += kWarpChannels, z_row_ += kWarpChannels, state_ += kWarpChannels * kStates;
-      if (group == kTogetherGroups - 1) {
-        constexpr int kTokens = kReaderWarps * kTile;
-        row_ += static_cast<std::int64_t>(kTokens) * x.channels - kChannels;
-        z_row_ += static_cast<std::int64_t>(kTokens) * x.z_stride - kChannels;
-        state_ += (static_cast<std::int64_t>(kReaderWarps) * x.channels - kChannels) * kStates;
-      }
-    }
-    asm volatile("cp.async.commit_group;" ::: "memory");
-  }
-
- private:
-  using Slot = typename TogetherWarp<kSources>::Slot;
-  static constexpr unsigned kRows = sizeof(ReaderRows<bf16>), kRaw = kTile * kStates * sizeof(float);
-  static_assert(sizeof(typename Slot::Source) % 16 == 0 && kRows % 16 == 0);
-
-  static __device__ void copy(unsigned to, const void* from) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-  }
-
-  /// Lanes that copy the second of two activations.
-  __device__ bool second() const {
-    return lane_.lane >= 16;
-  }
-
-  const ReaderParams<bf16>& p_;
-  TogetherWarp<kSources>& s_;
-  int end_;
-  const ReaderLane& lane_;
-  std::int64_t row_, z_row_, state_;  // of the block
-  int lane_row_, lane_z_row_, lane_state_;
-  unsigned row_to_, state_to_;
-};
-
-/// The sources' states through a tile, all of them a token at a time: adds what they give to r of this lane's elements and
-/// to C̄. Exponentials are asked for two tokens ahead and not before: registers hold no more of them. `beside` runs in the
-/// last two tokens' steps, which have nothing left to ask for.
+/// The sources' states through a tile, all of them a token at a time: what they give to r of this lane's elements and to C̄.
+/// Exponentials are asked for one token ahead and not before, as in scan_forward_walk.cuh. `beside` runs in the last two
+/// tokens' steps, which have little left to ask for.
 template <int kSources, class Besides>
-__device__ void walk_together(TogetherWarp<kSources>& s, const float (&rate)[kSources][2][4], float (&h)[kSources][2][4],
-                              const ReaderColumns<bf16>& readout, const ReaderLane& lane, float (&r)[4], ReaderSums& total,
-                              std::uint32_t no_bits, const Besides& beside) {
-  float decay[2][kSources][2][4], delta[kSources][4];
+__device__ void walk_together(typename TogetherShared<kSources>::Warp& s,
+                              typename TogetherShared<kSources>::Columns& columns, const States (&rate)[kSources],
+                              States (&h)[kSources], const StateSums<bf16>& readout, const ReaderLane& lane, Elements& r,
+                              TogetherSums& total, std::uint32_t no_bits, const Besides& beside) {
+  float delta[kSources][4];
+  States decay[kSources];
   const auto load_delta = [&](int two) {
 #pragma unroll
     for (int k = 0; k < kSources; ++k) load4(s.drive[k].delta.row(two, lane.pair), delta[k]);
   };
-  const auto find = [&](int i, int k, float zero) {
+  const auto find = [&](int t, int k, float zero) {
 #pragma unroll
-    for (int c = 0; c < 2; ++c) {
+    for (int j = 0; j < 2; ++j) {
 #pragma unroll
-      for (int n = 0; n < 4; ++n) decay[i][k][c][n] = exp2_fast(fmaf(delta[k][2 * i + c], rate[k][c][n], zero));
+      for (int n = 0; n < 4; ++n) decay[k][j][n] = exp2_fast(fmaf(delta[k][t % 2 * 2 + n / 2], rate[k][j][n], zero));
     }
   };
   load_delta(0);
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-#pragma unroll
-    for (int k = 0; k < kSources; ++k) find(i, k, 0.0f);
-  }
+  for (int k = 0; k < kSources; ++k) find(0, k, 0.0f);
+  total.load(s.q, lane);
 #pragma unroll
   for (int two = 0; two < kTile / 2; ++two) {
-    float input[kSources][4], B[kSources][4], q[4];
+    float input[kSources][4], B[kSources][4];
 #pragma unroll
     for (int k = 0; k < kSources; ++k) {
       load4(s.drive[k].input[lane.quad / 2].row(two, lane.pair), input[k]);
-      load4(s.B[k][lane.quad % 2].row(two, lane.pair), B[k]);
+      load4(columns.B[k][lane.quad % 2].row(two, lane.pair), B[k]);
     }
-    load4(s.gates.q.row(two, lane.pair), q);
-    if (two + 1 < kTile / 2) load_delta(two + 1);
     if (two + 1 == kTile / 2) beside();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float sum[2][4];
+      const int next = 2 * two + i + 1;
+      States sum;
+      if (next % 2 == 0 && next < kTile) load_delta(next / 2);
 #pragma unroll
       for (int k = 0; k < kSources; ++k) {
-        float added[2][4];
 #pragma unroll
-        for (int j = 0; j < 2; ++j) product_k4(added[j], input[k][2 * i], input[k][2 * i + 1], B[k][2 * i + j]);
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
+        for (int j = 0; j < 2; ++j) {
+          float added[4];
+          product_k4(added, input[k][2 * i], input[k][2 * i + 1], B[k][2 * i + j]);
 #pragma unroll
           for (int n = 0; n < 4; ++n) {
-            h[k][c][n] = decay[i][k][c][n] * h[k][c][n] + added[n / 2][2 * c + n % 2];
-            sum[c][n] = k == 0 ? h[k][c][n] : sum[c][n] + h[k][c][n];
+            h[k][j][n] = decay[k][j][n] * h[k][j][n] + added[n];
+            sum[j][n] = k == 0 ? h[k][j][n] : sum[j][n] + h[k][j][n];
           }
         }
-        if (two + 1 < kTile / 2) find(i, k, __uint_as_float(__float_as_uint(h[k][0][0]) & no_bits));
+        if (next < kTile) find(next, k, __uint_as_float(__float_as_uint(h[k][0][0]) & no_bits));
       }
-      float read[4] = {};
-      readout.read(sum, read);
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        if (lane.quad == two) r[2 * i + c] += read[2 * c + i];
-#pragma unroll
-        for (int n = 0; n < 4; ++n) total.dC[2 * two + i][n] += q[2 * i + c] * sum[c][n];
-      }
+      const Packed<bf16> packed(sum);
+      readout.add(sum, packed, lane, two, i, r);
+      total.add(packed, lane, two, i);
     }
   }
+}
+
+/// C̄ of the warp's tile of a set that has been walked: the warps' parts in their order.
+template <int kSources>
+__device__ void store_columns(const ReaderParams<bf16>& p, const TogetherShared<kSources>& shared, int tile, unsigned set,
+                              const ReaderLane& lane) {
+  TogetherSums total;
+#pragma unroll
+  for (int w = 0; w < kReaderWarps; ++w) {
+    const float4 part = shared.sums[set][lane.warp][w][lane.lane];
+    total.sum[0] += part.x, total.sum[1] += part.y, total.sum[2] += part.z, total.sum[3] += part.w;
+  }
+  const std::int64_t row = (static_cast<std::int64_t>(blockIdx.x) * p.x.batch + blockIdx.y) * p.x.tokens +
+                           (tile + lane.warp) * kTile + 2 * lane.quad;
+  total.store(p.source_columns + row * kStates, lane);
 }
 
 template <int kSources>
@@ -208,88 +117,81 @@ __global__ void __launch_bounds__(kReaderThreads, kReaderBlocks<bf16>)
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   TogetherShared<kSources>& shared = *reinterpret_cast<TogetherShared<kSources>*>(shared_bytes);
   const Extents& x = p.x;
-  const int first_channel = blockIdx.x * kChannels;
   const ReaderLane lane;
-  TogetherWarp<kSources>& s = shared.warp[lane.warp];
-#pragma unroll
-  for (int k = 0; k < kSources; ++k) {
-    for (int i = threadIdx.x; i < kChannels * kStates; i += kReaderThreads) {
-      const int c = i / kStates, n = i % kStates;
-      shared.fixed[k].rate[c % 2][c / 2][n] = rate_of(p.part[k].source, x, first_channel + c, n);
-    }
-    for (int c = threadIdx.x; c < kChannels; c += kReaderThreads) {
-      shared.fixed[k].bias[c] = p.part[k].source.dt_bias[first_channel + c];
-    }
-  }
-  __syncthreads();
-
+  const int channel = blockIdx.x * kChannels + lane.warp * kWarpChannels + 2 * lane.pair;
+  typename TogetherShared<kSources>::Warp& s = shared.warp[lane.warp];
   const int begin = static_cast<int>(blockIdx.z) * p.tiles_a_block;
   const int end = min(begin + p.tiles_a_block, x.tokens / kTile);
-  TogetherFetch<kSources> fetch(p, s, begin, end, lane);
-  static_assert(kReaderSlots == 2);
-  fetch.run(begin, 0), fetch.run(begin, 1);
-  ReaderSums total;
-  ReaderColumns<bf16> readout;
+  TogetherFetch<kSources> fetch(p, shared, begin, end, lane);
+  fetch.columns(begin, 0);
+  fetch.rows(true, 0), fetch.rows(true, 1);
+  States h[kSources], rate[kSources];
+#pragma unroll
+  for (int k = 0; k < kSources; ++k) {
+    const Recurrence<bf16>& source = p.part[k].source;
+    if (threadIdx.x < kChannels) shared.bias[k][threadIdx.x] = source.dt_bias[blockIdx.x * kChannels + threadIdx.x];
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      float state[4];
+      load4(source.states + x.saved_states(blockIdx.y, begin, 0) + static_cast<std::int64_t>(channel + c) * kStates +
+                lane.state(),
+            state);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        h[k][n / 2][2 * c + n % 2] = state[n];
+        rate[k][n / 2][2 * c + n % 2] = rate_of(source, x, channel + c, lane.state() + n);
+      }
+    }
+  }
+  asm volatile("cp.async.wait_group 1;" ::: "memory");
+  __syncthreads();
+  fetch.cut(begin, 0);
+
   // What is written, from the block's row on.
-  std::int64_t at = x.sequence(blockIdx.y) + static_cast<std::int64_t>(begin * kTile) * x.channels + first_channel;
-  int lane_at = (lane.warp * kTile + 2 * lane.quad) * x.channels + 2 * lane.pair;
+  std::int64_t at = x.sequence(blockIdx.y) + static_cast<std::int64_t>(begin * kTile) * x.channels + blockIdx.x * kChannels;
+  int lane_at = 2 * lane.quad * x.channels + lane.warp * kWarpChannels + 2 * lane.pair;
   keep(lane_at);
   TogetherInputs<kSources> inputs;
-  const auto find_inputs = [&](int group) {
-    asm volatile("cp.async.wait_group 1;" ::: "memory");
-    __syncwarp();
-    inputs.find(s.slot[group % 2], shared, group % kTogetherGroups, lane);
-  };
-  find_inputs(0);
-  for (int tile = begin; tile < end; tile += kReaderWarps) {
+  inputs.find(s.slot[0], shared, lane);
+  unsigned set = 0;
 #pragma unroll 1
-    for (int group = 0; group < kTogetherGroups; ++group) {
-      typename TogetherWarp<kSources>::Slot& slot = s.slot[group % 2];
-      const int local = group * kWarpChannels;
-      float h[kSources][2][4], rate[kSources][2][4];
+  for (int first = begin; first < end; first += kTogetherSet, set ^= 1) {
+    __syncthreads();  // the set's columns are cut, the last one's tiles walked
+    if (first > begin) store_columns(p, shared, first - kTogetherSet, set ^ 1, lane);
+    fetch.columns(first + kTogetherSet, set ^ 1);
+#pragma unroll 1
+    for (int place = 0; place < kTogetherSet; ++place) {
+      if (place == kTogetherSet - 1) fetch.cut(first + kTogetherSet, set ^ 1);
       __syncwarp();
       inputs.store(s, lane);
       const float(&q)[4] = inputs.factors.q;
       store2(p.q + at + lane_at, {q[0], q[1]});
       store2(p.q + at + lane_at + x.channels, {q[2], q[3]});
-      if (group == 0) {
-        float C[4];
-        load4(&s.raw_C[lane.pair][4 * lane.quad], C);
-        readout.cut(C);
-#pragma unroll
-        for (int k = 0; k < kSources; ++k) prepare_columns(s.B[k], s.raw_B[k], lane);
-      }
-#pragma unroll
-      for (int k = 0; k < kSources; ++k) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          load4(&slot.source[k].states[c][lane.pair][4 * lane.quad], h[k][c]);
-          load4(&shared.fixed[k].rate[c][local / 2 + lane.pair][4 * lane.quad], rate[k][c]);
-        }
-      }
-      __syncwarp();
-      fetch.run(tile + group / 2 * kReaderWarps, group ^ 2);
-      float r[4] = {};
-      walk_together(s, rate, h, readout, lane, r, total, p.no_bits, [&] { find_inputs(group + 1); });
-
       float value[4], factor[4];
-      load4(s.gates.value[lane.lane], value);
-      load4(s.gates.factor[lane.lane], factor);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) value[i] = inputs.factors.value[i], factor[i] = inputs.factors.factor[i];
+      typename TogetherShared<kSources>::Columns& columns = shared.columns[set][place];
+      const StateSums<bf16> readout(columns.C, lane);
+      __syncwarp();
+      fetch.rows(first + place + 2 < end, place % 2);
+      Elements r = {};
+      TogetherSums total;
+      walk_together<kSources>(s, columns, rate, h, readout, lane, r, total, p.no_bits, [&] {
+        asm volatile("cp.async.wait_group 1;" ::: "memory");
+        __syncwarp();
+        inputs.find(s.slot[(place + 1) % 2], shared, lane);
+      });
+      shared.sums[set][place][lane.warp][lane.lane] = make_float4(total.sum[0], total.sum[1], total.sum[2], total.sum[3]);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        store2(p.dgate + at + lane_at + i * x.channels, {factor[2 * i] * r[2 * i], factor[2 * i + 1] * r[2 * i + 1]});
-        store2(p.gated_readout + at + lane_at + i * x.channels, {value[2 * i] * r[2 * i], value[2 * i + 1] * r[2 * i + 1]});
+        store2(p.dgate + at + lane_at + i * x.channels, {factor[2 * i] * r[i][0], factor[2 * i + 1] * r[i][1]});
+        store2(p.gated_readout + at + lane_at + i * x.channels, {value[2 * i] * r[i][0], value[2 * i + 1] * r[i][1]});
       }
-      at += kWarpChannels;
+      at += kTile * x.channels;
     }
-    float sum[4];
-    total.reduce(lane, sum);
-    total = {};
-    const std::int64_t row =
-        (static_cast<std::int64_t>(blockIdx.x) * x.batch + blockIdx.y) * x.tokens + (tile + lane.warp) * kTile + lane.pair;
-    store4(p.source_columns + row * kStates + 4 * lane.quad, sum);
-    at += static_cast<std::int64_t>(kReaderWarps * kTile) * x.channels - kChannels;
   }
+  __syncthreads();
+  store_columns(p, shared, end - kTogetherSet, set ^ 1, lane);
 }
 
 /// Whether a call has such a kernel, `whole` being what reader_kernel calls so.
