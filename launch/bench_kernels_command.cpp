@@ -435,6 +435,8 @@ int bench_kernels_command(int argc, char** argv) {
   const Device device = device_kind(options.device) == DeviceKind::cuda ? Device::cuda(0) : Device::cpu();
   if (device.kind == DeviceKind::cpu && options.dtype == "bf16")
     fail("--dtype bf16 needs a GPU; the CPU computes in float32", ExitCode::usage);
+  if (device.kind == DeviceKind::cpu && options.candidates)
+    fail("--candidates are cuBLASLt's algorithms and need a GPU; leave it out", ExitCode::usage);
   const bool rounded = options.dtype == "auto" ? device.kind == DeviceKind::cuda : options.dtype == "bf16";
   StepBench(options, device, rounded ? DType::bf16 : DType::f32).run();
   return 0;
