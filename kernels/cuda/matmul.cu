@@ -4,13 +4,14 @@
 // the same stride, so C = op(A)·op(B) is asked for as Cᵀ = op(B)ᵀ·op(A)ᵀ: the inputs change places and nothing is copied.
 //
 // The algorithm is chosen by rule: a choice by timing could differ between runs and ranks, and with it the bits. The rule is
-// the first of cuBLASLt's heuristic, but for products whose sums are short beside the writing of their result. There an
-// algorithm whose tile leaves registers for a second block on the multiprocessor is better: one block multiplies while the
-// other writes. Measured on H100 with cuBLASLt 13.1 (bf16; widths 768 to 2048; 8,192 to 32,768 tokens, 1,024 to 8,192 at the
-// head) against the fastest of the heuristic's first eight, mean and worst time: forward products of in_proj and head
-// +0.6 % and +5 % (the heuristic's first: +8 % and +15 %), gradients of inputs +0.5 % and +3 % (+3 % and +18 %), of the
-// head's weight +0.8 % and +4 % (+11 % and +33 %), of other weights +0.3 % and +5 % (the same rule). The rule was made from
-// these very measurements, which took operands at multiples of 256 bytes; the lists differ with alignment.
+// the first of cuBLASLt's heuristic, but for two cases. Its largest tiles are slower than the next ones unless they save a
+// whole wave of a few. And where sums are short beside the writing of their bf16 result, an algorithm whose tile leaves
+// registers for a second block on the multiprocessor is better: one block multiplies while the other writes. Measured on
+// H100 with cuBLASLt 13.1 (in_proj, half of it, out_proj, head; widths 768 to 2560; 10,240 to 131,072 tokens, 4,096 at the
+// head) against the fastest of the heuristic's first eight, mean and worst time: forward products +0.3 % and +3.5 % (the
+// heuristic's first: +6.8 % and +14 %), gradients of inputs +0.2 % and +1.9 % (+3.2 % and +15 %), of weights +0.2 % and
+// +1.5 % (+0.5 % and +4.1 %). The rule was made from these very measurements, which took operands at multiples of 256 bytes;
+// the lists differ with alignment. Clocks at the limit of power lengthen all of a product's algorithms alike.
 #include "kernels/matmul.h"
 
 #include <algorithm>
@@ -41,28 +42,39 @@ std::int64_t alignment_of(const Matrix& matrix) {
 
 using Candidate = cublasLtMatmulHeuristicResult_t;
 
-/// True for tiles that two blocks of a multiprocessor hold in registers, and that are large enough to multiply at full rate.
-bool leaves_room(const Candidate& candidate) {
-  if (candidate.state != CUBLAS_STATUS_SUCCESS) return false;
+std::uint32_t tile_of(const Candidate& candidate) {
   std::uint32_t tile = 0;
   std::size_t written = 0;
   CUDA_CHECK(
       cublasLtMatmulAlgoConfigGetAttribute(&candidate.algo, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile, &written));
+  return tile;
+}
+/// False for tiles that hardly ever pay.
+bool is_handy(const Candidate& candidate) {
+  if (candidate.state != CUBLAS_STATUS_SUCCESS) return false;
+  const std::uint32_t tile = tile_of(candidate);
+  return tile != CUBLASLT_MATMUL_TILE_192x192 && tile != CUBLASLT_MATMUL_TILE_320x128;
+}
+/// True for tiles that two blocks of a multiprocessor hold in registers, and that are large enough to multiply at full rate.
+bool leaves_room(const Candidate& candidate) {
+  if (candidate.state != CUBLAS_STATUS_SUCCESS) return false;
   constexpr std::uint32_t kTiles[] = {CUBLASLT_MATMUL_TILE_128x128, CUBLASLT_MATMUL_TILE_128x160,
                                       CUBLASLT_MATMUL_TILE_168x128, CUBLASLT_MATMUL_TILE_176x128};
-  return std::find(std::begin(kTiles), std::end(kTiles), tile) != std::end(kTiles);
+  return std::find(std::begin(kTiles), std::end(kTiles), tile_of(candidate)) != std::end(kTiles);
 }
 
-/// The rule at the top of this file: `sum` products are added up in each element of the result. A float32 result costs four
-/// times the bytes of a bf16 one, for it is read too; it pays only where tiles are many.
+/// The rule at the top of this file: `sum` products are added up in each element of the result.
 const Candidate& pick(std::span<const Candidate> candidates, std::int64_t sum, DType result) {
-  constexpr std::int64_t kShortest = 256, kLongest = 2048;
+  constexpr std::int64_t kShortest = 256, kLongest = 2560;
   constexpr float kManyWaves = 5;
-  const Candidate& first = candidates.front();
-  const bool is_short = result == DType::f32 ? first.wavesCount >= kManyWaves && sum <= 4 * kLongest : sum <= kLongest;
-  if (!is_short || sum < kShortest) return first;
-  const auto at = std::find_if(candidates.begin(), candidates.end(), leaves_room);
-  return at == candidates.end() ? first : *at;
+  auto at = candidates.end();
+  if (result == DType::bf16 && sum >= kShortest && sum <= kLongest) {
+    at = std::find_if(candidates.begin(), candidates.end(), leaves_room);
+  }
+  if (at == candidates.end() && candidates.front().wavesCount >= kManyWaves) {
+    at = std::find_if(candidates.begin(), candidates.end(), is_handy);
+  }
+  return at == candidates.end() ? candidates.front() : *at;
 }
 
 /// cuBLASLt's descriptors of one product, destroyed with the object. Host memory alone: making them takes about a
