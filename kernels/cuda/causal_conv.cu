@@ -25,13 +25,15 @@ namespace {
 using namespace conv;
 
 constexpr int kMaxTaps = 8;
-constexpr int kProjectedResident = 3;                     // blocks of backward_projected a multiprocessor
-constexpr int kProjectedTile = kSegments * kBatchTokens;  // what its tiles are multiples of: whole batches of four tokens
-constexpr int kForwardTokens = 8;                         // a thread
+constexpr int kProjectedResident = 1;  // blocks of backward_projected a multiprocessor: the product's columns fill registers
+constexpr int kProjectedTile = kBatchRows;  // what its tiles are multiples of: whole batches
+constexpr int kProjectedStart = 48;         // tokens it could walk while it starts and ends a tile
+constexpr int kForwardTokens = 8;           // a thread
 // Blocks a multiprocessor, as many as registers hold
 template <class T>
 constexpr int kForwardResident = std::is_same_v<T, float> ? 5 : 8;
 constexpr int kBackwardResident = 4;
+constexpr int kBackwardStart = 8;  // as kProjectedStart
 
 /// Grid: groups of a warp's channels, of a block's tokens (eight a warp), batch. A thread has all its loads in flight at
 /// once; the tokens that two of a block's warps read are in the first-level cache.
@@ -128,62 +130,72 @@ __global__ void __launch_bounds__(kThreads, kBackwardResident)
   store_packed(partial + D * kTaps + channel, dbias);
 }
 
+/// Stores where `there`, without a branch, behind which the compiler would move what leads to `x`.
+__device__ inline void store_where(bool there, bf16* to, const float (&x)[kChannels]) {
+  const auto four = pack(x, bf16{});
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %3, 0; @p st.global.v2.b32 [%0], {%1, %2};}" ::"l"(to), "r"(four.words[0]),
+               "r"(four.words[1]), "r"(static_cast<int>(there))
+               : "memory");
+}
+
 /// As `backward`, with the product added to dout on the way. A warp has 32 channels; each of its four lanes of four
-/// channels walks another quarter of the tile.
+/// channels walks another quarter of the tile. What bounds it beside memory is the power of its instructions: 27 a channel
+/// and token, of which 20 are the arithmetic of the convolution.
 template <int kSteps>
-__global__ void __launch_bounds__(kThreads, kProjectedResident)
+__global__ void __launch_bounds__(kWalkThreads, kProjectedResident)
     backward_projected(const bf16* dout, Product product, const bf16* x, const float* __restrict__ weight,
                        const float* __restrict__ bias, bf16* __restrict__ dx, float* __restrict__ partials, int tokens,
                        int D, int stride, int dx_stride, int segment) {
-  extern __shared__ __align__(16) char shared[];
-  const int channel = (blockIdx.x * kThreads + threadIdx.x) / 4 * kChannels;
+  extern __shared__ __align__(128) char shared[];
+  const int channel = (blockIdx.x * kWalkThreads + threadIdx.x) / 4 * kChannels;
   const bool active = channel < D;
   const int first = (blockIdx.y * kSegments + threadIdx.x % kSegments) * segment;
   const std::int64_t row = std::int64_t{blockIdx.z} * tokens;
-  int left = tokens - first;  // of the sequence, from the batch at hand on
-  x += row * stride, dout += row * D, product.rows += row * product.steps * 16;
+  int left = active ? tokens - first + kTaps - 1 : 0;  // of the sequence's dx, from the batch at hand on
+  x += row * stride, dout += row * D, product.rows += row * product.width;
   BatchWalk<kSteps> walk({x, dout, product, tokens, D, stride}, segment, shared);
   dx += (row + first - (kTaps - 1)) * dx_stride + channel;
   float window[kTaps][kChannels] = {};  // x_{t − 3 + w}
   float ahead[kTaps][kChannels] = {};   // p̄_{t − 3 + w}
-  if (active && left > 0) load_before(x + channel, first, stride, window);
-  const Taps taps(weight, bias, active ? channel : 0);
+  if (active && first < tokens) load_before(x + channel, first, stride, window);
+  const ScaledTaps taps(weight, bias, active ? channel : 0);
   walk.take_columns(product.columns + channel, active);
   float dweight[kChannels][kTaps] = {}, dbias[kChannels] = {};
   // p̄ past the segment's end counts for dx alone; past the sequence's end it is zero.
-  const auto take = [&](int skipped, auto past_end) {
-    Packed<bf16, kChannels> inputs[kBatchTokens];
-    float cotangents[kBatchTokens][kChannels];
-    walk.next(inputs, cotangents);
+  const auto take = [&](bool begins, auto past_end) {
+    Cotangents cotangents;
+    walk.next(cotangents);
 #pragma unroll
     for (int b = 0; b < kBatchTokens; ++b) {
       if (past_end && b == kTaps - 1) break;
       shift(window);
       shift(ahead);
-      unpack(inputs[b], window[kTaps - 1]);
-      float dxs[kChannels] = {};  // dx_s = Σ_w weight[w] p̄_{s + 3 − w} with s = t − 3
+      unpack(walk.input(b), window[kTaps - 1]);
+      float dxs[kChannels];  // dx_s = Σ_w weight[w] p̄_{s + 3 − w} with s = t − 3
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
-        const float dp = cotangents[b][c] * silu_derivative(taps(window, c));
+        const float dp = taps.cotangent(taps(window, c), cotangents[c / 2][b / 2][c % 2 * 2 + b % 2]);
         ahead[kTaps - 1][c] = dp;
         if (!past_end) {
           dbias[c] += dp;
 #pragma unroll
           for (int w = 0; w < kTaps; ++w) dweight[c][w] += dp * window[w][c];
         }
+        dxs[c] = -taps.weight[c][0] * dp;
 #pragma unroll
-        for (int w = 0; w < kTaps; ++w) dxs[c] += taps.weight[c][w] * ahead[kTaps - 1 - w][c];
+        for (int w = 1; w < kTaps; ++w) dxs[c] += -taps.weight[c][w] * ahead[kTaps - 1 - w][c];
       }
-      if (active && b >= skipped && b < left + kTaps - 1) store_packed(dx + std::int64_t{b} * dx_stride, dxs);
+      store_where(b < left && !(b < kTaps - 1 && begins), dx + std::int64_t{b} * dx_stride, dxs);
     }
     dx += std::int64_t{kBatchTokens} * dx_stride;
     left -= kBatchTokens;
   };
 #pragma unroll 1
-  for (int done = 0; done < segment; done += kBatchTokens) take(done == 0 ? kTaps - 1 : 0, std::false_type());
-  take(0, std::true_type());
+  for (int done = 0; done < segment; done += kBatchTokens) take(done == 0, std::false_type());
+  take(false, std::true_type());
   // The sums of the four segments' lanes
   const auto add_lanes = [](float& sum) {
+    sum *= kLog2e;
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
   };
@@ -277,54 +289,47 @@ bool is_fast(const Tensor& weight, const Tensor& bias, const Activations&... act
          aligned<alignof(Packed<T, kChannels>)>(pointer<const T>(activations)...);
 }
 
-/// Tokens a tile of backward, so that `columns` blocks a tile of each of B sequences fill the device evenly: the fewest
-/// waves of `resident` blocks, times the tokens that a block walks and a few for its start.
-int backward_tile(int tokens, int columns, int B, std::int64_t resident) {
-  constexpr int kStart = 8, kShortest = 16;
+/// Tokens a tile of backward, a multiple of `unit`, so that `columns` blocks a tile of each of B sequences fill the device
+/// evenly: the fewest waves of `resident` blocks, times the tokens that a block walks and what its start takes in tokens.
+int backward_tile(int tokens, int columns, int B, std::int64_t resident, int unit, int start) {
+  constexpr int kShortest = 16, kMostWaves = 8;
   std::int64_t least = 0;
   int best = tokens;
   for (int tiles = 1; tiles <= ceil_div(tokens, kShortest); ++tiles) {
-    const int tile = ceil_div(tokens, tiles);
+    const int tile = ceil_div(ceil_div(tokens, tiles), unit) * unit;
     const std::int64_t blocks = std::int64_t{columns} * B * ceil_div(tokens, tile);
-    if (tiles > 1 && blocks > 4 * resident) break;
-    const std::int64_t cost = (blocks + resident - 1) / resident * (tile + kStart);
+    if (tiles > 1 && blocks > kMostWaves * resident) break;
+    const std::int64_t cost = (blocks + resident - 1) / resident * (tile + start);
     if (tiles == 1 || cost < least) least = cost, best = tile;
   }
   return best;
 }
 
-/// True when backward_projected may copy the rows of x, dout and the projection 16 bytes at a time, with steps of 16 in the
-/// product and few enough of them for two blocks a multiprocessor.
+/// True when backward_projected may copy the rows of x, dout and the projection 16 bytes at a time, and the product has
+/// few enough of them for a thread's registers.
 bool is_fast(const OutputProjection& projection, const Matrix& x, const Tensor& dout) {
-  constexpr std::int64_t kMost = 256;
+  constexpr std::int64_t kMost = 192;
   const std::int64_t K = projection.dy.size(-1);
-  return projection.dy.dtype() == DType::bf16 && K % 16 == 0 && K <= kMost && dout.size(-1) % kVector == 0 &&
+  return projection.dy.dtype() == DType::bf16 && K % kVector == 0 && K <= kMost && dout.size(-1) % kVector == 0 &&
          x.row_stride % kVector == 0 && aligned<16>(pointer<bf16>(projection.dy), pointer<bf16>(x), pointer<bf16>(dout)) &&
          aligned<8>(pointer<bf16>(projection.weight));
 }
 
-/// backward_projected for a product of so many steps: those of d_model 768, 1024, 1536, 2048 and 2560, and any.
-auto projected_kernel(int steps) {
-  switch (steps) {
-    case 5:
-      return backward_projected<5>;
-    case 6:
-      return backward_projected<6>;
-    case 8:
-      return backward_projected<8>;
-    case 10:
-      return backward_projected<10>;
-    case 12:
-      return backward_projected<12>;
-    default:
-      return backward_projected<0>;
-  }
-}
-
-/// Blocks of backward_projected a multiprocessor, by registers and by shared memory (1 KB a block is the system's).
-int projected_resident(int steps) {
-  constexpr std::size_t kShared = std::size_t{227} << 10, kSystem = 1024;
-  return std::min(kProjectedResident, static_cast<int>(kShared / (BatchWalk<0>::bytes(steps) + kSystem)));
+/// Calls launch(kernel, bytes of shared memory) with backward_projected for a product of K or more columns: those of d_model
+/// 768, 1024, 1536, 2048 and 2560.
+template <class Launch>
+void with_projected_kernel(std::int64_t K, const Launch& launch) {
+  const auto use = [&](auto steps) {
+    const auto kernel = backward_projected<steps>;
+    constexpr int kBytes = static_cast<int>(BatchWalk<steps>::kBytes);
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+    launch(kernel, kBytes);
+  };
+  if (K <= 80) return use(std::integral_constant<int, 5>());
+  if (K <= 96) return use(std::integral_constant<int, 6>());
+  if (K <= 128) return use(std::integral_constant<int, 8>());
+  if (K <= 160) return use(std::integral_constant<int, 10>());
+  use(std::integral_constant<int, 12>());
 }
 
 }  // namespace
@@ -364,23 +369,23 @@ void causal_conv_silu_backward(Stream& stream, const Tensor& dout, const OutputP
   if (projection.dy && !fused) {
     cuda::matmul(stream, projection.dy, Transpose::no, projection.weight, Transpose::no, dout, Accumulate::add);
   }
-  const int steps = fused ? static_cast<int>(projection.dy.size(-1) / 16) : 0;
-  const int columns = ceil_div(D, fused ? kThreads : kThreads * kChannels), unit = fused ? kProjectedTile : 1;
-  const int resident = native.multiprocessors * (fused ? projected_resident(steps) : kBackwardResident);
+  const int K = fused ? static_cast<int>(projection.dy.size(-1)) : 0;
+  const int columns = ceil_div(D, fused ? kWalkThreads : kThreads * kChannels), unit = fused ? kProjectedTile : 1;
+  const int start = fused ? kProjectedStart : kBackwardStart;
+  const int resident = native.multiprocessors * (fused ? kProjectedResident : kBackwardResident);
   const auto part_bytes = static_cast<std::int64_t>(sizeof(float)) * D * (W + 1);
   const auto most_tiles = static_cast<int>(static_cast<std::int64_t>(native.workspace_bytes) / (part_bytes * B));
   require(most_tiles > 0, "causal_conv_silu_backward: batch × width is too large");
-  const int wanted = std::max(backward_tile(tokens, columns, B, resident), ceil_div(tokens, most_tiles));
+  const int wanted = std::max(backward_tile(tokens, columns, B, resident, unit, start), ceil_div(tokens, most_tiles));
   const int tile = ceil_div(wanted, unit) * unit, tiles = ceil_div(tokens, tile);
   auto* partials = static_cast<float*>(native.workspace);
   if (fused) {
-    const Product product{pointer<const bf16>(projection.dy), pointer<const bf16>(projection.weight), steps};
-    const std::size_t shared = BatchWalk<0>::bytes(steps);
-    const auto kernel = projected_kernel(steps);
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-    kernel<<<dim3(columns, tiles, B), kThreads, shared, native.stream>>>(
-        pointer<const bf16>(dout), product, pointer<const bf16>(x), weight.as<float>(), bias.as<float>(), pointer<bf16>(dx),
-        partials, tokens, D, stride, dx_stride, tile / kSegments);
+    const Product product{pointer<const bf16>(projection.dy), pointer<const bf16>(projection.weight), K};
+    with_projected_kernel(K, [&](auto kernel, int shared) {
+      kernel<<<dim3(columns, tiles, B), kWalkThreads, shared, native.stream>>>(
+          pointer<const bf16>(dout), product, pointer<const bf16>(x), weight.as<float>(), bias.as<float>(),
+          pointer<bf16>(dx), partials, tokens, D, stride, dx_stride, tile / kSegments);
+    });
     CUDA_CHECK(cudaGetLastError());
   } else {
     with_compute_type(dout.dtype(), [&](auto element) {

@@ -58,4 +58,23 @@ struct Taps {
   }
 };
 
+/// Taps times −log2(e), so that what `operator()` returns goes to exp2 as it is. Cotangents of p are then 1 / log2(e) of
+/// theirs, which counts in the end alone.
+struct ScaledTaps : Taps {
+  __device__ ScaledTaps(const float* weights, const float* biases, int channel) : Taps(weights, biases, channel) {
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      bias[c] *= -kLog2e;
+#pragma unroll
+      for (int w = 0; w < kTaps; ++w) weight[c][w] *= -kLog2e;
+    }
+  }
+  /// dout · silu'(p) / log2(e) from −log2(e) · p: with S = ln 2 · sigmoid(p), silu'(p) ln 2 = S + p ln 2 · S (1 − S / ln 2).
+  __device__ static float cotangent(float scaled, float dout) {
+    constexpr float kLn2 = 0.6931471805599453f;
+    const float s = reciprocal(fmaf(exp2_fast(scaled), kLog2e, kLog2e));
+    return dout * fmaf(-scaled, s * (kLn2 - s), s);
+  }
+};
+
 }  // namespace dm::cuda::conv
