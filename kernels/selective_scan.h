@@ -93,7 +93,7 @@ struct ScanBackwardArgs {
   Tensor du;        ///< [B, T, D], overwritten: the scan's part only; x_proj's part is added by the layer.
   Tensor ddt;       ///< [B, T, D], overwritten.
   Tensor ddbc;      ///< [B, T, R+2N] f32 or the compute dtype: B and C columns overwritten with this rank's sums over d,
-                    ///< made in float32; δ columns left alone.
+                    ///< made in float32 (CUDA, bfloat16: of sums of 64 channels with 11 bits); δ columns left alone.
   Matrix dz;        ///< [B·T, D] with any row stride, overwritten; may be z itself.
   Tensor dgate;     ///< [B, T, D], overwritten; present exactly when there are sources; may alias gate.
   Tensor q;         ///< [B, T, D], overwritten; present exactly when there are sources.

@@ -37,7 +37,6 @@ class Beside {
 #pragma unroll
     for (int k = 0; k < Shared::kRowCopies; ++k) row_[k] = Cursor::load(s.row_cursor[k][thread]);
     column_ = Cursor::load(s.column_cursor[thread]);
-    Columns::load_raw(thread < 64 ? s.raw[(tile_ - 1) & 3].B : s.raw[(tile_ - 1) & 3].C, thread % 64, raw_);
     part_.load(fetch_.p, s, 1, tile_ + 1, end_);
     if constexpr (kReaders > 0) {
       static_assert(kReaders == 2 && RowCopy<T>::kCopies == 64);
@@ -77,9 +76,7 @@ class Beside {
     }
   }
   __device__ void store() {
-    typename Shared::Cut& to = fetch_.s.cut[(tile_ - 1) & 1];
-    (threadIdx.x < 64 ? to.B : to.C).store_cut(raw_, threadIdx.x % 64);
-    part_.store(fetch_.p.x);
+    part_.store();
     if constexpr (kReaders > 0) {
       fetch_.s.reader(threadIdx.x / 64).C[(tile_ - 1) & 1].store_cut(reader_raw_, threadIdx.x % 64);
     }
@@ -88,8 +85,7 @@ class Beside {
   const Fetch<T>& fetch_;
   int tile_, begin_, end_;
   Cursor state_[Shared::kStateCopies], row_[Shared::kRowCopies], column_;
-  float raw_[4];
-  ColumnPart part_;
+  ColumnPart<T> part_;
   Cursor gated_, reader_row_[kReaders > 0 ? kReaders : 1], reader_column_;
   float reader_raw_[4];
 };

@@ -11,12 +11,23 @@ inline constexpr int kWarpChannels = 16;
 /// Shared memory of a block.
 inline constexpr std::size_t kMaxShared = 227 * 1024;
 
+/// x in a register of its own: the compiler, which would rather compute it anew in each tile, does not see through this.
+__device__ inline int kept(int x) {
+  return __shfl_sync(0xffffffffu, x, static_cast<int>(threadIdx.x % 32));
+}
+
 /// With lane = 4·pair + quad: which of a tile's elements a lane owns. In steps channels 2·pair and 2·pair + 1 with states
 /// 4·quad to 4·quad + 3, elementwise these channels of tokens 2·quad and 2·quad + 1: so do tensor cores hold their products.
 struct Lane {
   int warp, pair, quad;
 
   __device__ Lane() : warp(threadIdx.x / 32), pair(threadIdx.x % 32 / 4), quad(threadIdx.x % 4) {}
+  /// In registers, where those are enough.
+  static __device__ Lane in_registers() {
+    Lane lane;
+    lane.warp = kept(lane.warp), lane.pair = kept(lane.pair), lane.quad = kept(lane.quad);
+    return lane;
+  }
   __device__ int state() const { return 4 * quad; }
   /// Of the block's 64, where each warp has its own.
   __device__ int channel() const { return warp * kWarpChannels + 2 * pair; }
@@ -49,6 +60,32 @@ struct alignas(16) Cursor {
         : "memory");
   }
 };
+/// Sums of two tokens on their way through device memory. In bfloat16 a word, 12 bits each over the exponent of the larger
+/// one: errors are 2^-11 of that at most. Zero below 2^-111; both NaN where one is not finite.
+template <class T>
+using TokenPair = std::conditional_t<std::is_same_v<T, float>, float2, unsigned>;
+
+__device__ inline void pack_pair(float2 v, float2& to) {
+  to = v;
+}
+__device__ inline void pack_pair(float2 v, unsigned& to) {
+  constexpr unsigned kExponent = 0xffu << 23, kHalf = 1u << 12;  // what rounds up from 11 bits has the next exponent
+  const unsigned larger = max(__float_as_uint(v.x) & 0x7fffffffu, __float_as_uint(v.y) & 0x7fffffffu);
+  const unsigned exponent = max(min(larger + kHalf, kExponent) & kExponent, 27u << 23);
+  // Below 2^11 when scaled; a sum with 1.5 * 2^23 has the nearest whole number in its last bits.
+  const float scale = __uint_as_float((264u << 23) - exponent), shift = 12582912.0f;
+  const unsigned x = __float_as_uint(fmaf(v.x, scale, shift)), y = __float_as_uint(fmaf(v.y, scale, shift));
+  to = (exponent << 1) | (y & 0xfffu) << 12 | (x & 0xfffu);
+}
+__device__ inline float2 unpack_pair(float2 pair) {
+  return pair;
+}
+__device__ inline float2 unpack_pair(unsigned word) {
+  const unsigned exponent = word >> 24;
+  const float last = __uint_as_float(exponent == 255 ? 0x7fffffffu : (exponent - 10) << 23);
+  return make_float2(static_cast<float>(static_cast<int>(word << 20) >> 20) * last,
+                     static_cast<float>(static_cast<int>(word << 8) >> 20) * last);
+}
 __device__ inline float exchange(float x, int mask) {
   return __shfl_xor_sync(0xffffffffu, x, mask);
 }

@@ -30,30 +30,32 @@ class ColumnCopy {
 };
 
 /// The block's part of B̄ and C̄ of a tile: a thread sums one column of two tokens over the warps.
+template <class T>
 struct ColumnPart {
-  float* to;
-  float2 sum;
-  int token, stride;
+  static_assert(kColumnPairs == kThreads);
+  TokenPair<T>* to;
+  TokenPair<T> sums;
+  bool walked;
 
-  template <class T>
   __device__ void load(const MainParams<T>& p, const MainShared<T>& s, int slices, int tile, int end) {
-    sum = {}, stride = slices * 2 * kStates;
     const ColumnCursor cursor = s.column_sums[threadIdx.x];
+    float2 sum;
 #pragma unroll
     for (int warp = 0; warp < kWarps; ++warp) {
       const float2 add = *reinterpret_cast<const float2*>(&s.sums[tile & 1][warp][0].at[cursor.from]);
-      sum.x += add.x, sum.y += add.y;
+      sum = warp == 0 ? add : make_float2(sum.x + add.x, sum.y + add.y);
     }
-    token = tile < end ? tile * kTile + cursor.token : p.x.tokens;
-    to = cursor.to + static_cast<std::int64_t>(tile) * (kTile * stride);
+    pack_pair(sum, sums);
+    walked = tile < end;
+    to =
+        reinterpret_cast<TokenPair<T>*>(p.columns) + (cursor.at + static_cast<std::int64_t>(tile) * (slices * kColumnPairs));
   }
-  __device__ void store(const Extents& x) const {
-    if (token < x.tokens) to[0] = sum.x;
-    if (token + 1 < x.tokens) to[stride] = sum.y;
+  __device__ void store() const {
+    if (walked) *to = sums;
   }
 };
 
-/// Copies of a block's raw inputs. All but B and C come one tile ahead, those two: they are cut into pieces one ahead.
+/// Copies of a block's raw inputs. All but B and C come one tile ahead, those two: what is cut into pieces is one ahead.
 template <class T>
 struct Fetch {
   using Shared = MainShared<T>;
@@ -175,12 +177,14 @@ struct Fetch {
     if (thread < 64) s.column_cursor[thread].copy(tile, 0, stride, tile & 3, sizeof(typename Shared::Raw));
     dense_columns(tile);
   }
-  /// Cuts a tile's B and C.
+  /// Cuts a tile's B and C of float32, and readers' C, into pieces.
   __device__ void cut(int tile) const {
-    const int thread = threadIdx.x % 64, half = threadIdx.x / 64;
-    typename Shared::Raw& raw = s.raw[tile & 3];
-    typename Shared::Cut& to = s.cut[tile & 1];
-    (half == 0 ? to.B : to.C).fill(half == 0 ? raw.B : raw.C, thread);
+    if constexpr (Shared::kExact) {
+      const int thread = threadIdx.x % 64, half = threadIdx.x / 64;
+      typename Shared::Raw& raw = s.raw[tile & 3];
+      typename Shared::Cut& to = s.cut[tile & 1];
+      (half == 0 ? to.B : to.C).fill(half == 0 ? raw.B : raw.C, thread);
+    }
     dense_cut(tile);
   }
   __device__ void dense_cut(int tile) const {

@@ -49,7 +49,7 @@ __device__ void prepare(typename MainShared<T>::Warp& to, const Inputs<T>& input
       input[i][c] = delta[i][c] * u[c];
       gating[i][c] = z[c] * gate;
       dy[i][c] = dout[c] * gating[i][c];
-      dz_factor[i][c] = dout[c] * gate + dy[i][c] * (1.0f - gate);
+      dz_factor[i][c] = dy[i][c] + gate * (dout[c] - dy[i][c]);
     }
   }
   to.delta.store(lane, delta);

@@ -16,15 +16,16 @@ using RawRows = T[kTile][kRawRow<T>];
 struct alignas(16) OutCursor {
   std::int64_t at, at_dz;
 };
-/// Where a thread's sums over channels go for the first tile, and where their parts lie.
+/// Where a thread's sums over channels go for the first tile, where their parts lie, and where it leaves its own parts.
 struct alignas(16) ColumnCursor {
-  float* to;
-  int from, token;
+  std::int64_t at;
+  int from, place;
 };
 
 template <class T>
 struct alignas(16) MainShared {
   static constexpr bool kExact = std::is_same_v<T, float>;
+  using First = typename Factors<T>::First;
   struct Rows {
     RawRows<T> tensor[4], gated_readout;  // u, dt, z, dout
     T states[kChannels][kStates];
@@ -33,13 +34,13 @@ struct alignas(16) MainShared {
     float B[kTile][kStates], C[kTile][kStates];
   } raw[4];
   struct Cut {
-    Columns B, C;
+    typename Factors<T>::Cut B, C;
   } cut[2];
   ColumnSums sums[2][kWarps][2];  // B̄, C̄
   /// What lanes of a warp tell one another, and what a lane keeps of its elements until the sums over states have arrived.
   struct Warp {
     Plane delta;
-    Pieces input, dy;                                            // Δu, ȳ
+    First input, dy;                                             // Δu, ȳ
     typename WeightedSums<T>::Weight input_weights, dy_weights;  // the same
     float4 slope[32], dz_factor[32], gating[32], dy_kept[32];    // softplus', dout ⊙ silu'(z), silu(z), ȳ
     float4 readout[32];

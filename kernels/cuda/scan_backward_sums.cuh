@@ -49,8 +49,10 @@ struct StateSums {
   __device__ StateSums(const float (*raw)[kStates], const Lane& lane) {
     float v[4];
     load4(raw[lane.pair] + lane.state(), v);
-    low = pack2(v[0], v[1]), high = pack2(v[2], v[3]);
+    *this = StateSums({v[0], v[2], v[1], v[3]});
   }
+  /// Of the column of token `pair`: [2·j + i] goes with [j][i] and [j][2 + i] of the states.
+  explicit __device__ StateSums(const float (&v)[4]) : low(pack2(v[0], v[1])), high(pack2(v[2], v[3])) {}
   __device__ void add(const States&, const Packed<T>& packed, const Lane& lane, int s, int i, Elements& to) const {
     float sums[4];
     product_k16(sums, packed.at, low, high);
@@ -64,11 +66,11 @@ struct StateSums<float> {
 
   __device__ StateSums(const float (*raw)[kStates], const Lane&) : raw(raw) {}
   __device__ void add(const States& v, const Packed<float>&, const Lane& lane, int s, int i, Elements& to) const {
-    float sums[4] = {};
+    float sums[4] = {}, four[4];
+    load4(raw[lane.pair] + lane.state(), four);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      float column[2];
-      load2(raw[lane.pair] + lane.state() + 2 * j, column);
+      const float column[2] = {four[j], four[2 + j]};
       const float upper[2] = {upper_piece(column[0]), upper_piece(column[1])};
       const float row[4] = {v[j][0], v[j][2], v[j][1], v[j][3]};
       add_exact_product_k8(sums, row, upper, {column[0] - upper[0], column[1] - upper[1]});
@@ -111,13 +113,17 @@ struct Weights {
   }
 };
 
-/// Where sums over a warp's channels lie: [state in the order of products][token], tokens' pairs swapped so that neither
-/// those who write nor those who read meet a bank twice.
-struct ColumnSums {
-  float at[kStates * kTile];
+/// Where sums over a warp's channels lie: a column of products of both kinds to a stretch, tokens' pairs swapped so that
+/// neither those who write nor those who read meet a bank twice.
+struct alignas(16) ColumnSums {
+  static constexpr int kColumn = 3 * kTile;
+  float at[kStates / 2 * kColumn];
 
-  static __device__ int row_of(int state) { return state % 4 / 2 * 8 + state / 4 * 2 + state % 2; }
-  static __device__ int place(int row, int s) { return row * kTile + 2 * (s ^ (row / 4)); }
+  /// Of tokens 2·s and 2·s + 1.
+  static __device__ int place(int state, int s) {
+    const int column = state / 2;
+    return column * kColumn + state % 2 * kTile + 2 * (s ^ (column / 4 + column % 2 * 2));
+  }
 };
 
 /// Sums over a warp's channels, weighted, for each state and token of a tile.
@@ -125,7 +131,7 @@ template <class T>
 struct WeightedSums {
   using Weight = Weights;
   unsigned low, high;
-  float sum[4] = {};  ///< [2·j + i]: row pair + 8·j of ColumnSums, token 2·quad + i
+  float sum[4] = {};  ///< [2·j + i]: state 2·pair + j, token 2·quad + i
 
   __device__ WeightedSums(const Weights& weights, const Lane& lane) {
     const uint2 words = *reinterpret_cast<const uint2*>(&weights.at[lane.pair * Weights::kStride + 2 * lane.quad]);
@@ -139,11 +145,11 @@ struct WeightedSums {
 #pragma unroll
     for (int j = 0; j < 2; ++j) sum[2 * j + i] = lane.quad == s ? d[2 * j + i] : sum[2 * j + i];
   }
-  __device__ void store(const Lane& lane, ColumnSums& to) const {
+  /// `place`: of state 2·pair and the tokens 2·quad.
+  __device__ void store(ColumnSums& to, int place) const {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const int at = ColumnSums::place(lane.pair + 8 * j, lane.quad);
-      *reinterpret_cast<float2*>(&to.at[at]) = make_float2(sum[2 * j], sum[2 * j + 1]);
+      *reinterpret_cast<float2*>(&to.at[place + j * kTile]) = make_float2(sum[2 * j], sum[2 * j + 1]);
     }
   }
 };
@@ -159,15 +165,15 @@ struct WeightedSums<float> {
     weights.load_whole(lane, s, weight);
     float x[4];
 #pragma unroll
-    for (int n = 0; n < 4; ++n) x[n] = weight[i][0] * v[n / 2][n % 2] + weight[i][1] * v[n / 2][2 + n % 2];
+    for (int n = 0; n < 4; ++n) x[n] = weight[i][0] * v[n % 2][n / 2] + weight[i][1] * v[n % 2][2 + n / 2];
     const bool upper16 = (lane.pair & 4) != 0, upper8 = (lane.pair & 2) != 0;
     const float low = scatter_sum(x[0], x[2], upper16, 16), high = scatter_sum(x[1], x[3], upper16, 16);
     float sum = scatter_sum(low, high, upper8, 8);
     sum += exchange(sum, 4);
-    const int row = ColumnSums::row_of(lane.state() + (upper16 ? 2 : 0) + (upper8 ? 1 : 0));
-    if (lane.pair % 2 == 0) to.at[ColumnSums::place(row, s) + i] = sum;
+    const int state = lane.state() + (upper16 ? 2 : 0) + (upper8 ? 1 : 0);
+    if (lane.pair % 2 == 0) to.at[ColumnSums::place(state, s) + i] = sum;
   }
-  __device__ void store(const Lane&, ColumnSums&) const {}
+  __device__ void store(ColumnSums&, int) const {}
 };
 
 }  // namespace dm::cuda::scan::backward

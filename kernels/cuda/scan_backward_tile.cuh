@@ -3,8 +3,9 @@
 //
 // A warp walks 16 channels through tiles of eight tokens. Its lanes own elements as products of tensor cores hold their
 // results (Lane), and so products do what crosses lanes:
-//   Δu ⊗ B and ȳ ⊗ C (and q ⊗ C of readers) of 16 channels and 8 states are an m16n8k4 product each, whose four terms are
-//   the products of two 11-bit pieces of both factors: as good as a float32 product (2^-21).
+//   Δu ⊗ B and ȳ ⊗ C (and q ⊗ C of readers) of 16 channels and 8 states are an m16n8k4 product each. In float32 its four
+//   terms are the products of two 11-bit pieces of both factors: as good as a float32 product (2^-21). In bfloat16, where
+//   states are saved with 8 bits, one term has the upper 11 bits of both.
 //   Sums over states (h · C, λ · B) are products whose eight columns are the tile's tokens, of which one is kept.
 //   Sums over channels (Σ Δu λ, Σ ȳ h) are products of states, transposed by movmatrix, with the eight tokens' weights.
 // In bfloat16 those sums multiply factors of 8 bits and add in float32; in float32 they are as good as that.
@@ -19,7 +20,8 @@ inline constexpr int kWarps = kThreads / 32;
 inline constexpr int kPairs = kTile / 2;  ///< Pairs of tokens of a tile.
 static_assert(kTile == 8 && kStates == 16 && kWarps * kWarpChannels == kChannels);
 
-/// What a lane holds of its states, as results of products do: [j][2·c + i] is state 4·quad + 2·j + i of its channel c.
+/// What a lane holds of its states, as results of products do: [j][2·c + i] is state 4·quad + 2·i + j of its channel c, so
+/// that neighbours in memory are the same column of both products.
 using States = float[2][4];
 /// Of its tokens and channels.
 using Elements = float[2][2];
@@ -55,6 +57,7 @@ struct Pieces {
     piece[0].store(lane, upper);
     piece[1].store(lane, lower);
   }
+  __device__ void begin() {}
   /// The term that this lane gives to products.
   __device__ void load(const Lane& lane, int s, Elements& v) const {
     piece[lane.quad / 2].load(lane, s, v);
@@ -69,6 +72,24 @@ struct Pieces {
       for (int c = 0; c < 2; ++c) v[i][c] += lower[i][c];
     }
   }
+};
+
+/// The first factor of products with columns as they are in memory: the upper bits alone, to the lanes of term 0.
+class Rounded {
+ public:
+  /// Of both factors products drop 13 bits, 3.5e-4 of each on average, which is made up for here.
+  __device__ void store(const Lane& lane, const Elements& v) {
+    constexpr float kDropped = 1.0f + 2 * 3.522e-4f;
+    value_.store(lane, {{v[0][0] * kDropped, v[0][1] * kDropped}, {v[1][0] * kDropped, v[1][1] * kDropped}});
+  }
+  __device__ void load(const Lane& lane, int s, Elements& v) const { (lane.quad == 0 ? value_ : zero_).load(lane, s, v); }
+  /// Once, by a warp.
+  __device__ void begin() {
+    for (int i = threadIdx.x % 32; i < static_cast<int>(sizeof(zero_.at) / sizeof(float4)); i += 32) zero_.at[i] = {};
+  }
+
+ private:
+  Plane value_, zero_;
 };
 
 /// Terms of one piece.
@@ -96,7 +117,7 @@ struct Columns {
       const float upper = upper_piece(v[i]);
       v[i] = piece ? v[i] - upper : upper;
     }
-    store4(reinterpret_cast<float*>(&at[half][n / 2 % 2 * kProduct + piece * kPiece + n / 4 * 2 + n % 2]), v);
+    store4(reinterpret_cast<float*>(&at[half][n % 2 * kProduct + piece * kPiece + n / 2]), v);
   }
   __device__ void fill(const float (*raw)[kStates], int thread) {
     float v[4];
@@ -118,6 +139,45 @@ struct Columns {
       load2(reinterpret_cast<const float*>(&four) + s % 2 * 2, v[j]);
     }
   }
+};
+
+/// The second factors that a lane gives to the products of a tile, B or C as they are in memory.
+template <class T>
+class Factors {
+ public:
+  using First = Rounded;
+  struct Cut {};
+  __device__ Factors(const float (*raw)[kStates], const Cut&) : raw_(raw) {}
+  /// Of tokens 2·s and 2·s + 1; kForward: pairs are asked for in this order.
+  template <bool kForward>
+  __device__ void load(const Lane& lane, int s) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) load2(raw_[2 * s + i] + 2 * lane.pair, v_[i]);
+  }
+  __device__ float at(int j, int t) const {
+    return v_[t % 2][j];
+  }
+
+ private:
+  const float (*raw_)[kStates];
+  float v_[2][2];
+};
+/// In float32 both pieces of them.
+template <>
+class Factors<float> {
+ public:
+  using First = Pieces;
+  using Cut = Columns;
+  __device__ Factors(const float (*)[kStates], const Cut& cut) : cut_(cut) {}
+  template <bool kForward>
+  __device__ void load(const Lane& lane, int s) {
+    if (s % 2 == (kForward ? 0 : 1)) cut_.load(lane, s / 2, v_);
+  }
+  __device__ float at(int j, int t) const { return v_[j][t % 4]; }
+
+ private:
+  const Columns& cut_;
+  float v_[2][4];
 };
 
 }  // namespace dm::cuda::scan::backward

@@ -19,8 +19,8 @@ struct Walker {
       const std::int64_t behind = p.segments.state_row(x, blockIdx.y, blockIdx.z, p.slice, channel + c) + lane.state();
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        rate[n / 2][2 * c + n % 2] = rate_of(p.own, x, channel + c, p.slice * kStates + lane.state() + n);
-        carry[n / 2][2 * c + n % 2] = p.segments.count > 1 && inside ? p.segments.states[behind + n] : 0.0f;
+        rate[n % 2][2 * c + n / 2] = rate_of(p.own, x, channel + c, p.slice * kStates + lane.state() + n);
+        carry[n % 2][2 * c + n / 2] = p.segments.count > 1 && inside ? p.segments.states[behind + n] : 0.0f;
       }
     }
   }
@@ -65,15 +65,15 @@ __device__ void walk_forward(MainShared<T>& s, int tile, const Walker& walker, c
     float v[4];
     load4(&s.rows[tile & 1].states[lane.channel() + c][lane.state()], v);
 #pragma unroll
-    for (int n = 0; n < 4; ++n) h[n / 2][2 * c + n % 2] = v[n];
+    for (int n = 0; n < 4; ++n) h[n % 2][2 * c + n / 2] = v[n];
   }
-  float B[2][4];
+  Factors<T> B(s.raw[tile & 3].B, s.cut[tile & 1].B);
 #pragma unroll
   for (int pair = 0; pair < kPairs; ++pair) {
     Elements delta, input;
     warp.delta.load(lane, pair, delta);
     warp.input.load(lane, pair, input);
-    if (pair % 2 == 0) s.cut[tile & 1].B.load(lane, pair / 2, B);
+    B.template load<true>(lane, pair);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int t = 2 * pair + i;
@@ -84,7 +84,7 @@ __device__ void walk_forward(MainShared<T>& s, int tile, const Walker& walker, c
           own.decay[t][j][k] = exp2_fast(delta[i][k / 2] * walker.rate[j][k]);
           own.turned[t][j][k] = own.decay[t][j][k] * h[j][k];
         }
-        product_k4(h[j], own.turned[t][j], input[i][0], input[i][1], B[j][t % 4]);
+        product_k4(h[j], own.turned[t][j], input[i][0], input[i][1], B.at(j, t));
       }
       const Packed<T> packed(h);
       readout.add(h, packed, lane, pair, i, readouts);
@@ -92,7 +92,7 @@ __device__ void walk_forward(MainShared<T>& s, int tile, const Walker& walker, c
     }
     beside.run(pair);
   }
-  sums.store(lane, dC);
+  sums.store(dC, s.column_sums[threadIdx.x].place);
   warp.readout[threadIdx.x % 32] = vector_of(readouts);
 }
 
@@ -103,17 +103,19 @@ struct Drive {
   MainShared<T>& s;
   const Lane& lane;
   int tile, products;
-  float C[2][4];
+  Factors<T> C;
 
+  __device__ Drive(MainShared<T>& s, const Lane& lane, int tile, int products)
+      : s(s), lane(lane), tile(tile), products(products), C(s.raw[tile & 3].C, s.cut[tile & 1].C) {}
   __device__ void find(int pair, States (&driven)[2]) {
     Elements dy;
     s.warp[lane.warp].dy.load(lane, pair, dy);
-    if (pair % 2 == 1) s.cut[tile & 1].C.load(lane, pair / 2, C);
+    C.template load<false>(lane, pair);
     const float zero[4] = {};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
-      for (int j = 0; j < 2; ++j) product_k4(driven[i][j], zero, dy[i][0], dy[i][1], C[j][2 * (pair % 2) + i]);
+      for (int j = 0; j < 2; ++j) product_k4(driven[i][j], zero, dy[i][0], dy[i][1], C.at(j, 2 * pair + i));
     }
 #pragma unroll(kProducts > 0 ? kProducts : 1)
     for (int k = 0; k < products; ++k) {
@@ -145,7 +147,7 @@ __device__ void walk_backward(MainShared<T>& s, int tile, int products, Walker& 
   for (int j = 0; j < 2; ++j) load4(reinterpret_cast<const float*>(&warp.drate[j][kept]), drate[j]);
   const LaneSums<MainShared<T>::kExact> dexponent(lane);
   WeightedSums<T> sums(warp.input_weights, lane);
-  Drive<T, kProducts> drive{s, lane, tile, products, {}};
+  Drive<T, kProducts> drive(s, lane, tile, products);
   States lambda;
 #pragma unroll
   for (int pair = kPairs - 1; pair >= 0; --pair) {
@@ -182,7 +184,7 @@ __device__ void walk_backward(MainShared<T>& s, int tile, int products, Walker& 
   }
 #pragma unroll
   for (int j = 0; j < 2; ++j) store4(reinterpret_cast<float*>(&warp.drate[j][kept]), drate[j]);
-  sums.store(lane, dB);
+  sums.store(dB, s.column_sums[threadIdx.x].place);
 }
 
 }  // namespace dm::cuda::scan::backward

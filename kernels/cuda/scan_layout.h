@@ -11,6 +11,9 @@ inline constexpr int kChannels = 64;    ///< Channels of a block.
 inline constexpr int kStates =
     16;  ///< States that a block advances; more than 16 are cut into slices of 16, fewer are padded.
 
+/// Pairs of tokens of B̄'s and C̄'s columns of a tile.
+inline constexpr int kColumnPairs = kSavedTokens / 2 * 2 * kStates;
+
 constexpr std::int64_t pieces(std::int64_t count, std::int64_t size) {
   return (count + size - 1) / size;
 }
@@ -50,7 +53,7 @@ constexpr std::int64_t pieces_of(std::int64_t batch, std::int64_t tokens, std::i
 
 /// Where the parts of the backward's scratch begin, in floats.
 struct BackwardScratch {
-  std::int64_t columns;         ///< [blocks, B·T, slices, 32]: B̄ and C̄ summed over a block's channels
+  std::int64_t columns;         ///< [blocks, B, tiles, slices, 4, 32, 2]: B̄ and C̄ summed over a block's channels
   std::int64_t source_columns;  ///< [blocks, B·T, slices, 16]: the sources' part of C̄
   std::int64_t rates;           ///< [B, segments, slices, D, 16]: Σ_t of Δ λ exp(ΔA) h
   std::int64_t carries;         ///< [B, segments, slices, D, 16]: the adjoint that enters a segment from behind
@@ -62,10 +65,10 @@ struct BackwardScratch {
 
   BackwardScratch(std::int64_t batch, std::int64_t tokens, std::int64_t channels, std::int64_t states, bool dense) {
     const std::int64_t slices = slices_of(states), segments = segments_of(batch, tokens, channels);
-    const std::int64_t rows = blocks_of(channels) * batch * tokens * slices;
+    const std::int64_t blocks = blocks_of(channels) * batch * slices;
     columns = 0;
-    source_columns = columns + rows * 2 * kStates;
-    rates = source_columns + (dense ? rows * kStates : 0);
+    source_columns = columns + blocks * saved_of(tokens) * 2 * kColumnPairs;
+    rates = source_columns + (dense ? blocks * tokens * kStates : 0);
     const std::int64_t walks = batch * segments;
     const std::int64_t pieces = segments > 1 ? walks * pieces_of(batch, tokens, channels) : 0;
     carries = rates + walks * slices * channels * kStates;

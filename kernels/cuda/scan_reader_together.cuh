@@ -37,6 +37,7 @@ struct TogetherSums {
 };
 
 /// The sources' states through a tile, all of them a token at a time: what they give to r of this lane's elements and to C̄.
+/// [j][2·c + i] of h is state 4·quad + 2·j + i here, as the columns of ReaderPlane have it.
 /// Exponentials are asked for one token ahead and not before, as in scan_forward_walk.cuh. `beside` runs in the last two
 /// tokens' steps, which have little left to ask for.
 template <int kSources, class Besides>
@@ -171,7 +172,9 @@ __global__ void __launch_bounds__(kReaderThreads, kReaderBlocks<bf16>)
 #pragma unroll
       for (int i = 0; i < 4; ++i) value[i] = inputs.factors.value[i], factor[i] = inputs.factors.factor[i];
       typename TogetherShared<kSources>::Columns& columns = shared.columns[set][place];
-      const StateSums<bf16> readout(columns.C, lane);
+      float C[4];
+      load4(columns.C[lane.pair] + lane.state(), C);
+      const StateSums<bf16> readout(C);
       __syncwarp();
       fetch.rows(first + place + 2 < end, place % 2);
       Elements r = {};

@@ -7,11 +7,12 @@
 // what waits for different units stands side by side: a tile is finished while the next one is prepared, and what is done
 // for others fills the steps' waits for exponentials (scan_backward_beside.cuh). Tensor cores form rank-one terms and sums
 // (scan_backward_tile.cuh), so that a state-step costs six FP32 instructions, one ex2, 1.1 products, 1.5 instructions that
-// bring states into their order and 0.2 loads: 12 of the 18 that are issued.
+// bring states into their order and 0.4 loads: 12 of the 17 that are issued.
 //
-// Partial sums over a block's 64 channels (B̄, C̄) and over time (Ā, D̄, dt_bias) go to scratch; reduce kernels add them in a
-// fixed order. More than 16 states: a launch for each slice of 16, with the sums over states of the slices before in planes
-// of scratch. Before all this: scan_reader.cuh where there are sources, scan_adjoint.cuh where time is cut into segments.
+// Partial sums over a block's 64 channels (B̄, C̄; in bfloat16 with 12 bits, scan_backward_common.cuh) and over time (Ā, D̄,
+// dt_bias) go to scratch; reduce kernels add them in a fixed order. More than 16 states: a launch for each slice of 16, with
+// the sums over states of the slices before in planes of scratch. Before all this: scan_reader.cuh where there are sources,
+// scan_adjoint.cuh where time is cut into segments.
 #include <string>
 
 #include "kernels/cuda/scan_backward_beside.cuh"
@@ -43,24 +44,33 @@ __device__ void add_slices(const MainParams<T>& p, const std::int64_t (&at)[2], 
   }
 }
 
-/// Everything elementwise that needs the sums over states; nothing is stored unless the tile was walked.
-template <bool kPlain, class T>
-__device__ void finish(const MainParams<T>& p, MainShared<T>& s, int tile, const Lane& lane, bool walked, Walked<T>& own) {
-  const Extents& x = p.x;
+/// Where a lane's elements of a tile go, and which are inside.
+struct Places {
+  std::int64_t at[2], at_dz[2];
+  bool inside[2][2];
+
+  __device__ Places(const Extents& x, const OutCursor& cursor, int tile, const Lane& lane, bool walked) {
+    const std::int64_t first = cursor.at + static_cast<std::int64_t>(tile) * (kTile * x.channels);
+    const std::int64_t first_dz = cursor.at_dz + static_cast<std::int64_t>(tile) * (kTile * x.dz_stride);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      at[i] = first + i * x.channels, at_dz[i] = first_dz + i * x.dz_stride;
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        inside[i][c] = walked && tile * kTile + 2 * lane.quad + i < x.tokens && channel_of(lane) + c < x.channels;
+      }
+    }
+  }
+};
+
+/// What is elementwise after the sums over states: out, dz, du and ddt.
+template <bool kGated, class T>
+__device__ void finish_elements(MainShared<T>& s, const Lane& lane, const Elements& readout, const Walked<T>& own,
+                                Elements (&outputs)[4]) {
   const typename MainShared<T>::Warp& warp = s.warp[lane.warp];
-  const int token = tile * kTile + 2 * lane.quad, kept = threadIdx.x % 32;
-  const OutCursor cursor = s.out_cursor[threadIdx.x];
-  const std::int64_t first = cursor.at + static_cast<std::int64_t>(tile) * (kTile * x.channels);
-  const std::int64_t first_dz = cursor.at_dz + static_cast<std::int64_t>(tile) * (kTile * x.dz_stride);
-  const std::int64_t at[2] = {first, first + x.channels}, at_dz[2] = {first_dz, first_dz + x.dz_stride};
-  const bool here = walked && channel_of(lane) < x.channels, next = walked && channel_of(lane) + 1 < x.channels;
-  const bool inside[2][2] = {{here && token < x.tokens, next && token < x.tokens},
-                             {here && token + 1 < x.tokens, next && token + 1 < x.tokens}};
-  Elements readout;
-  elements_of(warp.readout[kept], readout);
-  if (!kPlain && x.slices > 1) add_slices(p, at, inside, readout, own);
-  if (!kPlain && p.slice < x.slices - 1) return;
-  Elements delta, slope, dz_factor, gating, dy, u, gated, du, ddt;
+  const int kept = threadIdx.x % 32;
+  auto& [gating, dz_factor, du, ddt] = outputs;
+  Elements delta, slope, dy, u, gated;
   float4 totals = s.totals[threadIdx.x];
   float* const dskip[2] = {&totals.x, &totals.y};
   float* const dbias[2] = {&totals.z, &totals.w};
@@ -72,24 +82,36 @@ __device__ void finish(const MainParams<T>& p, MainShared<T>& s, int tile, const
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     load2(own.u[i].at, u[i]);
-    load2(own.gated[i].at, gated[i]);
+    if constexpr (kGated) load2(own.gated[i].at, gated[i]);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       ddt[i][c] = (own.dexponent[i][c] * kLn2 + u[i][c] * own.dinput[i][c]) * slope[i][c];
       *dbias[c] += ddt[i][c];
       *dskip[c] += dy[i][c] * u[i][c];
       du[i][c] = skip[c] * dy[i][c] + delta[i][c] * own.dinput[i][c];
-      const float y = readout[i][c] + gated[i][c] + skip[c] * u[i][c];
+      float y = readout[i][c] + skip[c] * u[i][c];
+      if constexpr (kGated) y += gated[i][c];
       dz_factor[i][c] *= y, gating[i][c] *= y;
     }
   }
   s.totals[threadIdx.x] = totals;
+}
+/// A tile's outputs; nothing is stored unless it was walked.
+template <bool kPlain, bool kGated, class T>
+__device__ void finish(const MainParams<T>& p, MainShared<T>& s, int tile, const Lane& lane, bool walked, Walked<T>& own) {
+  const Extents& x = p.x;
+  const Places places(x, s.out_cursor[threadIdx.x], tile, lane, walked);
+  Elements readout, outputs[4];
+  elements_of(s.warp[lane.warp].readout[threadIdx.x % 32], readout);
+  if (!kPlain && x.slices > 1) add_slices(p, places.at, places.inside, readout, own);
+  if (!kPlain && p.slice < x.slices - 1) return;
+  finish_elements<kGated>(s, lane, readout, own, outputs);
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    store_pair<kPlain>(p.out + at[i], inside[i], gating[i]);
-    store_pair<kPlain>(p.du + at[i], inside[i], du[i]);
-    store_pair<kPlain>(p.ddt + at[i], inside[i], ddt[i]);
-    store_pair<kPlain>(p.dz + at_dz[i], inside[i], dz_factor[i]);
+  for (int i = 0; i < 2; ++i) {  // out first: where there is none it is du
+    store_pair<kPlain>(p.out + places.at[i], places.inside[i], outputs[0][i]);
+    store_pair<kPlain>(p.dz + places.at_dz[i], places.inside[i], outputs[1][i]);
+    store_pair<kPlain>(p.du + places.at[i], places.inside[i], outputs[2][i]);
+    store_pair<kPlain>(p.ddt + places.at[i], places.inside[i], outputs[3][i]);
   }
 }
 
@@ -100,12 +122,13 @@ __device__ void begin_outputs(const MainParams<T>& p, MainShared<T>& s, const La
   s.totals[threadIdx.x] = {};
   s.warp[lane.warp].slope[threadIdx.x % 32] = s.warp[lane.warp].dy_kept[threadIdx.x % 32] = {};  // of no tile
   for (float4(&drate)[32] : s.warp[lane.warp].drate) drate[threadIdx.x % 32] = {};
+  s.warp[lane.warp].input.begin(), s.warp[lane.warp].dy.begin();
   s.out_cursor[threadIdx.x] = {row * x.channels + channel_of(lane), row * x.dz_stride + channel_of(lane)};
   const int pair = threadIdx.x / 32, kind = threadIdx.x / kStates % 2, n = threadIdx.x % kStates;
-  const std::int64_t first_row = (static_cast<std::int64_t>(blockIdx.x) * x.batch + blockIdx.y) * x.tokens + 2 * pair;
-  s.column_sums[threadIdx.x] = {
-      p.columns + (first_row * x.slices + p.slice) * (2 * kStates) + threadIdx.x % 32,
-      kind * static_cast<int>(sizeof(ColumnSums) / 4) + ColumnSums::place(ColumnSums::row_of(n), pair), 2 * pair};
+  const std::int64_t tiles = (static_cast<std::int64_t>(blockIdx.x) * x.batch + blockIdx.y) * x.saved;
+  s.column_sums[threadIdx.x] = {(tiles * x.slices + p.slice) * kColumnPairs + threadIdx.x,
+                                kind * static_cast<int>(sizeof(ColumnSums) / 4) + ColumnSums::place(n, pair),
+                                ColumnSums::place(2 * lane.pair, lane.quad)};
   float vectors[4] = {};
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
@@ -132,7 +155,7 @@ __device__ void store_walk(const MainParams<T>& p, MainShared<T>& s, const Lane&
     const float4(*kept)[32] = s.warp[lane.warp].drate;
     const float* halves[2] = {reinterpret_cast<const float*>(&kept[0][threadIdx.x % 32]),
                               reinterpret_cast<const float*>(&kept[1][threadIdx.x % 32])};
-    const float drate[4] = {halves[0][2 * c], halves[0][2 * c + 1], halves[1][2 * c], halves[1][2 * c + 1]};
+    const float drate[4] = {halves[0][2 * c], halves[1][2 * c], halves[0][2 * c + 1], halves[1][2 * c + 1]};
     store4(p.rates + row * kStates + lane.state(), drate);
     if (p.slice == x.slices - 1 && lane.quad == 0) vectors[c] = dskip, vectors[x.channels + c] = dbias;
   }
@@ -141,9 +164,9 @@ __device__ void store_walk(const MainParams<T>& p, MainShared<T>& s, const Lane&
 /// The block's part of B̄ and C̄ of a tile.
 template <class T>
 __device__ void store_columns(const MainParams<T>& p, const MainShared<T>& s, int tile, int end) {
-  ColumnPart part;
+  ColumnPart<T> part;
   part.load(p, s, p.x.slices, tile, end);
-  part.store(p.x);
+  part.store();
 }
 
 /// kProducts of readers with their C, or -1 for any number; 0: no sources either. kPlain: rows and columns are aligned and
@@ -157,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   Shared& s = *reinterpret_cast<Shared*>(shared_bytes);
   const int readers = kProducts == 0 ? 0 : p.readers;
-  const Lane lane;
+  const Lane lane = kBeside ? Lane::in_registers() : Lane();
   Walker walker(p, lane);
   const Fetch<T> fetch{p, s, readers};
   fetch.begin();
@@ -187,7 +210,7 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
       fetch.dense_before(tile, begin);
     }
     const Inputs<T> inputs(s.rows[tile & 1].tensor, lane);
-    if constexpr (kBeside) finish<kPlain>(p, s, tile + 1, lane, tile + 1 < end, walked);
+    if constexpr (kBeside) finish<kPlain, kProducts != 0>(p, s, tile + 1, lane, tile + 1 < end, walked);
     prepare<T>(s.warp[lane.warp], inputs, s.vectors[threadIdx.x], lane);
 #pragma unroll(kPlaces > 0 ? kPlaces : 1)
     for (int k = 0; k < (kPlaces > 0 ? kPlaces : readers); ++k) prepare_reader<T>(s.reader(k), tile, lane);
@@ -197,34 +220,46 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
     walk_forward(s, tile, walker, lane, own, s.sums[tile & 1][lane.warp][1], beside);
     walk_backward<T, kProducts>(s, tile, products, walker, lane, own, s.sums[tile & 1][lane.warp][0]);
     walked.keep(own, s.rows[tile & 1].tensor[0], s.rows[tile & 1].gated_readout, kProducts != 0 && p.gated_readout, lane);
-    if constexpr (!kBeside) finish<kPlain>(p, s, tile, lane, true, walked);
+    if constexpr (!kBeside) finish<kPlain, kProducts != 0>(p, s, tile, lane, true, walked);
   }
   __syncthreads();
   store_columns(p, s, begin, end);
-  if constexpr (kBeside) finish<kPlain>(p, s, begin, lane, true, walked);
+  if constexpr (kBeside) finish<kPlain, kProducts != 0>(p, s, begin, lane, true, walked);
   store_walk(p, s, lane);
 }
 
-/// ddbc's B and C columns: a thread sums one of them over the blocks of channels, in their order.
-template <class Sum>
+/// ddbc's B and C columns: a thread sums one of them, of two tokens, over the blocks of channels, in their order.
+/// [blocks, B, tiles, slices, 4, 32] pairs of tokens, [blocks, B·T, slices, 16] of sources.
+template <class Pair, class Sum>
 __global__ void __launch_bounds__(256)
-    reduce_columns(Extents x, int blocks, const float* columns, const float* source_columns, Sum* ddbc) {
-  const std::int64_t rows = static_cast<std::int64_t>(x.batch) * x.tokens;
+    reduce_columns(Extents x, int blocks, const Pair* columns, const float* source_columns, Sum* ddbc) {
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const std::int64_t width = static_cast<std::int64_t>(x.slices) * 2 * kStates;
-  const std::int64_t token = index / width;
-  const int column = static_cast<int>(index % width), slice = column / (2 * kStates), kind = column / kStates % 2;
-  const int n = slice * kStates + column % kStates;
-  if (token >= rows || n >= x.states) return;
-  float sum = 0.0f;
+  const std::int64_t parts = static_cast<std::int64_t>(x.batch) * x.saved * x.slices, part = index / kColumnPairs;
+  const int slice = static_cast<int>(part % x.slices), column = static_cast<int>(index % (2 * kStates));
+  const int kind = column / kStates, n = slice * kStates + column % kStates;
+  const int pair = static_cast<int>(index / (2 * kStates) % (kTile / 2));
+  const std::int64_t tile = part / x.slices, b = tile / x.saved;
+  const int token = static_cast<int>(tile % x.saved) * kTile + 2 * pair;
+  if (part >= parts || n >= x.states) return;
+  float sums[2] = {};
 #pragma unroll 8
-  for (int block = 0; block < blocks; ++block) sum += columns[block * rows * width + index];
-  if (kind == 1 && source_columns) {
-    const std::int64_t at = (token * x.slices + slice) * kStates + column % kStates;
-#pragma unroll 8
-    for (int block = 0; block < blocks; ++block) sum += source_columns[block * rows * (width / 2) + at];
+  for (int block = 0; block < blocks; ++block) {
+    const float2 add = unpack_pair(columns[block * (parts * kColumnPairs) + index]);
+    sums[0] += add.x, sums[1] += add.y;
   }
-  ddbc[token * x.columns + x.columns - 2 * x.states + kind * x.states + n] = from_float<Sum>(sum);
+  const bool both = token + 1 < x.tokens;
+  const std::int64_t row = b * x.tokens + token;
+  if (token >= x.tokens) return;
+  if (kind == 1 && source_columns) {
+    const std::int64_t width = x.slices * kStates, all = static_cast<std::int64_t>(x.batch) * x.tokens * width;
+    const float* first = source_columns + row * width + slice * kStates + column % kStates;
+    const float* second = first + (both ? width : 0);
+#pragma unroll 8
+    for (int block = 0; block < blocks; ++block) sums[0] += first[block * all], sums[1] += second[block * all];
+  }
+  Sum* to = ddbc + row * x.columns + x.columns - 2 * x.states + kind * x.states + n;
+  to[0] = from_float<Sum>(sums[0]);
+  if (both) to[x.columns] = from_float<Sum>(sums[1]);
 }
 
 /// dA_log, dskip and ddt_bias: a thread sums one element over the walks (sequence, segment) in their order.
@@ -326,12 +361,12 @@ void run(const NativeStream& native, const ScanBackwardArgs& args) {
   if (p.segments.count > 1) run_segments(native, p);
   for (p.slice = 0; p.slice < x.slices; ++p.slice) run_main(native, p);
 
-  const std::int64_t columns = static_cast<std::int64_t>(x.batch) * x.tokens * x.slices * 2 * kStates;
+  const std::int64_t columns = static_cast<std::int64_t>(x.batch) * x.saved * x.slices * kColumnPairs;
   with_compute_type(args.ddbc.dtype(), [&](auto sum) {
     using Sum = decltype(sum);
-    reduce_columns<Sum><<<ceil_div(columns, 256), 256, 0, native.stream>>>(
-        x, static_cast<int>(blocks_of(x.channels)), p.columns, dense ? scratch + layout.source_columns : nullptr,
-        pointer<Sum>(args.ddbc));
+    reduce_columns<<<ceil_div(columns, 256), 256, 0, native.stream>>>(
+        x, static_cast<int>(blocks_of(x.channels)), reinterpret_cast<const TokenPair<T>*>(p.columns),
+        dense ? scratch + layout.source_columns : nullptr, pointer<Sum>(args.ddbc));
     CUDA_CHECK(cudaGetLastError());
   });
   const std::int64_t parameters = static_cast<std::int64_t>(x.channels) * (x.states + 2);
