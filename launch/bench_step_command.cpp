@@ -1,6 +1,7 @@
 // `densemamba bench-step`: times whole optimizer steps on random tokens and prints one JSON line.
 #include <algorithm>
 #include <iostream>
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -41,9 +42,10 @@ void bench(TrainOptions& options, const BenchOptions& bench_options) {
   // The device works on the next step while the host waits for the last one, as in training: also during the last timed one.
   const std::int64_t steps = bench_options.warmup + bench_options.repeats;
   std::vector<double> milliseconds;
-  double loss = 0, finished = 0, begun = 0, seconds = 0, clocks = 0;
+  double loss = 0, finished = 0;
   const PowerMeter power(device);
-  std::optional<double> joules, joules_before;
+  std::optional<PowerSpan> timed;
+  std::optional<PowerSpan::Use> use;
   for (std::int64_t started = 0, done = 0; done < steps + training.ahead(); ++done) {
     for (; started < steps + training.ahead() && started <= done + training.ahead(); ++started) {
       training.start(batches[static_cast<std::size_t>(started) % batches.size()], 1e-4, [](std::string_view) {});
@@ -52,10 +54,10 @@ void bench(TrainOptions& options, const BenchOptions& bench_options) {
     const double now = now_seconds();
     if (done >= bench_options.warmup && done < steps) {
       milliseconds.push_back(1e3 * (now - finished));
-      clocks += power.clock_mhz().value_or(0);
+      timed->sample();
     }
-    if (done + 1 == bench_options.warmup) joules_before = power.joules(), begun = now;
-    if (done + 1 == steps) joules = power.joules(), seconds = now - begun;
+    if (done + 1 == bench_options.warmup) timed.emplace(power);
+    if (done + 1 == steps) use = timed->use();
     finished = now;
   }
   if (grid.world->rank() != 0) return;
@@ -85,9 +87,9 @@ void bench(TrainOptions& options, const BenchOptions& bench_options) {
                          {"memory_gib", static_cast<double>(memory.total()) / (1 << 30)},
                          {"loss", loss}};
   if (gpu) line["mfu"] = rate * options.model.training_flops_per_token() / (kPeak * grid.world->size());
-  if (joules && joules_before) {  // of this rank's GPU
-    line["watts"] = (*joules - *joules_before) / seconds;
-    line["clock_mhz"] = clocks / static_cast<double>(bench_options.repeats);
+  if (use) {  // of this rank's GPU
+    line["watts"] = 1e3 * use->joules / std::accumulate(milliseconds.begin(), milliseconds.end(), 0.0);
+    line["clock_mhz"] = use->clock_mhz;
   }
   std::cout << line.dump() << std::endl;
 }

@@ -81,23 +81,24 @@ def print_table(step, ceilings, rows):
     print(f"{step['layers']} layers, width {step['d_model']}, dense depth {step['dense_depth']}, batch {step['batch']} in micro-batches of "
           f"{step['micro_batch']}, sequence {step['sequence']}, recompute {step['recompute']}, {step['dtype']}\n")
     energy = "watts" in step and any("joules" in row for row in rows.values())
-    print("| op | calls | ms each | ms a step | floor ms a step | share |" + (" J a step |" if energy else ""))
-    print("|---|---|---|---|---|---|" + ("---|" if energy else ""))
-    total = floor_total = joules = 0.0
+
+    def line(*cells, joules):
+        print("| " + " | ".join([*cells, joules] if energy else cells) + " |")
+
+    line("op", "calls", "ms each", "ms a step", "floor ms a step", "share", joules="J a step")
+    print("|" + "---|" * (7 if energy else 6))
+    total = floor_total = joules_total = 0.0
     for op, calls in calls_of(step).items():
         row = rows.get(op)
         if row is None:
             sys.exit(f"bench-kernels has no row {op!r}")
-        ms, floor = calls * row["ms"], calls * floor_ms(row, ceilings)
-        total, floor_total = total + ms, floor_total + floor
-        joules += calls * row.get("joules", 0)
-        print(f"| {op} | {calls:.4g} | {row['ms']:.4f} | {ms:.2f} | {floor:.2f} | {100 * floor / ms:.0f} % |"
-              + (f" {calls * row.get('joules', 0):.2f} |" if energy else ""))
+        ms, floor, joules = calls * row["ms"], calls * floor_ms(row, ceilings), calls * row.get("joules", 0)
+        total, floor_total, joules_total = total + ms, floor_total + floor, joules_total + joules
+        line(op, f"{calls:.4g}", f"{row['ms']:.4f}", f"{ms:.2f}", f"{floor:.2f}", f"{100 * floor / ms:.0f} %", joules=f"{joules:.2f}")
     spent = 1e-3 * step["ms"] * step.get("watts", 0)
-    print(f"| **sum** | | | **{total:.2f}** | **{floor_total:.2f}** | {100 * floor_total / total:.0f} % |"
-          + (f" **{joules:.1f}** |" if energy else ""))
-    print(f"| measured step | | | {step['ms']:.2f} ({step['ms_min']:.1f}–{step['ms_max']:.1f}) | | |" + (f" {spent:.1f} |" if energy else ""))
-    print(f"| unexplained | | | {step['ms'] - total:.2f} | | |" + (f" {spent - joules:.1f} |" if energy else ""))
+    line("**sum**", "", "", f"**{total:.2f}**", f"**{floor_total:.2f}**", f"{100 * floor_total / total:.0f} %", joules=f"**{joules_total:.1f}**")
+    line("measured step", "", "", f"{step['ms']:.2f} ({step['ms_min']:.1f}–{step['ms_max']:.1f})", "", "", joules=f"{spent:.1f}")
+    line("unexplained", "", "", f"{step['ms'] - total:.2f}", "", "", joules=f"{spent - joules_total:.1f}")
     print(f"\n{step['tokens_per_second']:.0f} tokens/s; at the floors {1e3 * step['batch'] * step['sequence'] / floor_total:.0f}")
 
 

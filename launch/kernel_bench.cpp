@@ -143,8 +143,8 @@ std::vector<double> KernelBench::sustain(const std::vector<Call>& calls, double 
   constexpr double kPart = 0.05;
   const auto part = std::max<std::int64_t>(1, static_cast<std::int64_t>(kPart * 1e3 / once_ms));
   std::vector<double> times;
-  double ended = 0, begun = 0, clocks = 0;
-  std::optional<double> joules;
+  double ended = 0;
+  std::optional<PowerSpan> timed;
   Event marks[2];  // the host is one part ahead
   const double deadline = now_seconds() + 1.5 * sustained_s_;
   for (std::int64_t parts = 0; times.empty() || ended < deadline; ++parts) {
@@ -153,20 +153,19 @@ std::vector<double> KernelBench::sustain(const std::vector<Call>& calls, double 
     if (parts == 0) continue;
     marks[(parts - 1) % 2].synchronize();
     const double now = now_seconds();
-    if (begun > 0) {
+    if (timed) {
       times.push_back(1e3 * (now - ended) / static_cast<double>(part));
-      clocks += power_.clock_mhz().value_or(0);
+      timed->sample();
     } else if (now > deadline - sustained_s_) {
-      begun = now;
-      joules = power_.joules();
+      timed.emplace(power_);
     }
     ended = now;
   }
-  const std::optional<double> last = power_.joules();
+  if (const std::optional<PowerSpan::Use> use = timed->use()) {
+    timing.joules = use->joules / static_cast<double>(std::ssize(times) * part);
+    timing.clock_mhz = use->clock_mhz;
+  }
   stream_.synchronize();
-  const double count = static_cast<double>(times.size());
-  if (joules && last) timing.joules = (*last - *joules) / (count * static_cast<double>(part));
-  timing.clock_mhz = clocks / count;
   return times;
 }
 

@@ -58,6 +58,9 @@ TEST(PowerMeter, NothingToReadIsNoError) {
     const PowerMeter meter(device);
     EXPECT_FALSE(meter.joules().has_value());
     EXPECT_FALSE(meter.clock_mhz().has_value());
+    PowerSpan span(meter);
+    span.sample();
+    EXPECT_FALSE(span.use().has_value());
   }
 }
 
@@ -71,6 +74,10 @@ TEST(PowerMeter, CountsWhatAGpuSpends) {
   EXPECT_GT(watts, 5);
   EXPECT_LT(watts, 2000);
   EXPECT_GT(meter.clock_mhz().value(), 100);
+  PowerSpan span(meter);
+  span.sample();
+  EXPECT_GE(span.use().value().joules, 0);
+  EXPECT_GT(span.use().value().clock_mhz, 100);
 }
 
 }  // namespace
