@@ -26,9 +26,8 @@ using namespace conv;
 
 constexpr int kMaxTaps = 8;
 constexpr int kProjectedResident = 1;  // blocks of backward_projected a multiprocessor: the product's columns fill registers
-constexpr int kProjectedTile = kBatchRows;  // what its tiles are multiples of: whole batches
-constexpr int kProjectedStart = 48;         // tokens it could walk while it starts and ends a tile
-constexpr int kForwardTokens = 8;           // a thread
+constexpr int kProjectedStart = 48;    // tokens it could walk while it starts and ends a tile
+constexpr int kForwardTokens = 8;      // a thread
 // Blocks a multiprocessor, as many as registers hold
 template <class T>
 constexpr int kForwardResident = std::is_same_v<T, float> ? 5 : 8;
@@ -370,7 +369,8 @@ void causal_conv_silu_backward(Stream& stream, const Tensor& dout, const OutputP
     cuda::matmul(stream, projection.dy, Transpose::no, projection.weight, Transpose::no, dout, Accumulate::add);
   }
   const int K = fused ? static_cast<int>(projection.dy.size(-1)) : 0;
-  const int columns = ceil_div(D, fused ? kWalkThreads : kThreads * kChannels), unit = fused ? kProjectedTile : 1;
+  const int columns = ceil_div(D, fused ? kWalkThreads : kThreads * kChannels);
+  const int unit = fused ? kBatchRows : 1;  // whole batches
   const int start = fused ? kProjectedStart : kBackwardStart;
   const int resident = native.multiprocessors * (fused ? kProjectedResident : kBackwardResident);
   const auto part_bytes = static_cast<std::int64_t>(sizeof(float)) * D * (W + 1);

@@ -71,7 +71,6 @@ struct ScaledTaps : Taps {
   }
   /// dout · silu'(p) / log2(e) from −log2(e) · p: with S = ln 2 · sigmoid(p), silu'(p) ln 2 = S + p ln 2 · S (1 − S / ln 2).
   __device__ static float cotangent(float scaled, float dout) {
-    constexpr float kLn2 = 0.6931471805599453f;
     const float s = reciprocal(fmaf(exp2_fast(scaled), kLog2e, kLog2e));
     return dout * fmaf(-scaled, s * (kLn2 - s), s);
   }

@@ -45,9 +45,17 @@ using Cotangents = float[2][kBatchTokens / 2][4];
 /// with zeros.
 template <int kSteps>
 class BatchWalk {
- public:
   static constexpr int kSlots = 3;
-  static constexpr int kBytes = kSlots * kBatchRows * (2 * (kWalkThreads * 2 + 32) + kSteps * 32);
+  /// Bytes from row to row of x and dout: four neighbours lie in different banks. Row 4 · token + q is of segment q.
+  static constexpr int kPitch = kWalkThreads * 2 + 32, kVectors = kWalkThreads / kVector;
+  static constexpr int kTensor = kBatchRows * kPitch;
+  /// The product's rows: step by step, of each first 8 and then the other 8 columns, row 8j + 2q + t of token 2j + t of
+  /// segment q.
+  static constexpr int kStepBytes = kBatchRows * 32;
+  static constexpr unsigned kSlot = 2 * kTensor + kSteps * kStepBytes;
+
+ public:
+  static constexpr int kBytes = kSlots * kSlot;
 
   /// For segments of `segment` tokens, the first of them at blockIdx.y · 4 · segment, and channels from 256 · blockIdx.x on.
   /// Starts the copies of all batches but one of the ring.
@@ -126,14 +134,6 @@ class BatchWalk {
   }
 
  private:
-  /// Bytes from row to row of x and dout: four neighbours lie in different banks. Row 4 · token + q is of segment q.
-  static constexpr int kPitch = kWalkThreads * 2 + 32, kVectors = kWalkThreads / kVector;
-  static constexpr int kTensor = kBatchRows * kPitch;
-  /// The product's rows: step by step, of each first 8 and then the other 8 columns, row 8j + 2q + t of token 2j + t of
-  /// segment q.
-  static constexpr int kStepBytes = kBatchRows * 32;
-  static constexpr unsigned kSlot = 2 * kTensor + kSteps * kStepBytes;
-
   __device__ static Packed<bf16, kChannels> load_shared(unsigned at) {
     Packed<bf16, kChannels> four;
     asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(four.words[0]), "=r"(four.words[1]) : "r"(at));

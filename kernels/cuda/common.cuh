@@ -152,6 +152,9 @@ __device__ inline void for_each_eight(std::int64_t n, std::int64_t head, const E
 }
 
 inline constexpr float kLog2e = 1.4426950408889634f;
+inline constexpr float kLn2 = 0.6931471805599453f;
+/// 1.5 · 2^23: a sum of it and a number below 2^22 has the nearest whole number in its last bits.
+inline constexpr float kToWhole = 12582912.0f;
 
 /// 2^x, relative error below 2^-22; 0 where the result is denormal.
 __device__ inline float exp2_fast(float x) {

@@ -42,38 +42,33 @@ std::int64_t alignment_of(const Matrix& matrix) {
 
 using Candidate = cublasLtMatmulHeuristicResult_t;
 
-std::uint32_t tile_of(const Candidate& candidate) {
-  std::uint32_t tile = 0;
-  std::size_t written = 0;
-  CUDA_CHECK(
-      cublasLtMatmulAlgoConfigGetAttribute(&candidate.algo, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile, &written));
-  return tile;
-}
 /// False for tiles that hardly ever pay.
-bool is_handy(const Candidate& candidate) {
-  if (candidate.state != CUBLAS_STATUS_SUCCESS) return false;
-  const std::uint32_t tile = tile_of(candidate);
+bool is_handy(std::uint32_t tile) {
   return tile != CUBLASLT_MATMUL_TILE_192x192 && tile != CUBLASLT_MATMUL_TILE_320x128;
 }
 /// True for tiles that two blocks of a multiprocessor hold in registers, and that are large enough to multiply at full rate.
-bool leaves_room(const Candidate& candidate) {
-  if (candidate.state != CUBLAS_STATUS_SUCCESS) return false;
-  constexpr std::uint32_t kTiles[] = {CUBLASLT_MATMUL_TILE_128x128, CUBLASLT_MATMUL_TILE_128x160,
-                                      CUBLASLT_MATMUL_TILE_168x128, CUBLASLT_MATMUL_TILE_176x128};
-  return std::find(std::begin(kTiles), std::end(kTiles), tile_of(candidate)) != std::end(kTiles);
+bool leaves_room(std::uint32_t tile) {
+  return tile == CUBLASLT_MATMUL_TILE_128x128 || tile == CUBLASLT_MATMUL_TILE_128x160 ||
+         tile == CUBLASLT_MATMUL_TILE_168x128 || tile == CUBLASLT_MATMUL_TILE_176x128;
 }
 
 /// The rule at the top of this file: `sum` products are added up in each element of the result.
 const Candidate& pick(std::span<const Candidate> candidates, std::int64_t sum, DType result) {
   constexpr std::int64_t kShortest = 256, kLongest = 2560;
   constexpr float kManyWaves = 5;
+  const auto first_with = [&](bool (*wanted)(std::uint32_t tile)) {
+    return std::find_if(candidates.begin(), candidates.end(), [&](const Candidate& candidate) {
+      if (candidate.state != CUBLAS_STATUS_SUCCESS) return false;
+      std::uint32_t tile = 0;
+      std::size_t written = 0;
+      CUDA_CHECK(
+          cublasLtMatmulAlgoConfigGetAttribute(&candidate.algo, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile, &written));
+      return wanted(tile);
+    });
+  };
   auto at = candidates.end();
-  if (result == DType::bf16 && sum >= kShortest && sum <= kLongest) {
-    at = std::find_if(candidates.begin(), candidates.end(), leaves_room);
-  }
-  if (at == candidates.end() && candidates.front().wavesCount >= kManyWaves) {
-    at = std::find_if(candidates.begin(), candidates.end(), is_handy);
-  }
+  if (result == DType::bf16 && sum >= kShortest && sum <= kLongest) at = first_with(leaves_room);
+  if (at == candidates.end() && candidates.front().wavesCount >= kManyWaves) at = first_with(is_handy);
   return at == candidates.end() ? candidates.front() : *at;
 }
 

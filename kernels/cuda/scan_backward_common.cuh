@@ -72,9 +72,8 @@ __device__ inline void pack_pair(float2 v, unsigned& to) {
   constexpr unsigned kExponent = 0xffu << 23, kHalf = 1u << 12;  // what rounds up from 11 bits has the next exponent
   const unsigned larger = max(__float_as_uint(v.x) & 0x7fffffffu, __float_as_uint(v.y) & 0x7fffffffu);
   const unsigned exponent = max(min(larger + kHalf, kExponent) & kExponent, 27u << 23);
-  // Below 2^11 when scaled; a sum with 1.5 * 2^23 has the nearest whole number in its last bits.
-  const float scale = __uint_as_float((264u << 23) - exponent), shift = 12582912.0f;
-  const unsigned x = __float_as_uint(fmaf(v.x, scale, shift)), y = __float_as_uint(fmaf(v.y, scale, shift));
+  const float scale = __uint_as_float((264u << 23) - exponent);  // to below 2^11
+  const unsigned x = __float_as_uint(fmaf(v.x, scale, kToWhole)), y = __float_as_uint(fmaf(v.y, scale, kToWhole));
   to = (exponent << 1) | (y & 0xfffu) << 12 | (x & 0xfffu);
 }
 __device__ inline float2 unpack_pair(float2 pair) {

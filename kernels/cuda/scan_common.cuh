@@ -11,7 +11,6 @@
 namespace dm::cuda::scan {
 
 inline constexpr int kThreads = 128;
-inline constexpr float kLn2 = 0.6931471805599453f;
 
 /// Absolute error below 2^-22 near 1, relative below 2^-22 elsewhere.
 __device__ inline float log2_fast(float x) {

@@ -27,24 +27,27 @@ constexpr std::int64_t saved_of(std::int64_t tokens) {
   return pieces(tokens, kSavedTokens);
 }
 
+/// Multiprocessors of the GPU that work is cut for, an H100 or H200. How it is cut is a function of the extents and of this
+/// alone, so that results do not depend on the device.
+inline constexpr std::int64_t kMultiprocessors = 132;
+
 /// So many blocks of whole sequences need no segments.
 inline constexpr std::int64_t kEnoughBlocks = 88;
 
-/// Segments of time that blocks of their own walk, when whole sequences are too few to fill a GPU of about 132
-/// multiprocessors with two blocks each, and no more of them than that: those over would run alone. A function of the
-/// extents alone, so that results do not depend on the device.
+/// Segments of time that blocks of their own walk, when whole sequences are too few to fill a GPU with two blocks a
+/// multiprocessor, and no more of them than that: those over would run alone.
 constexpr std::int64_t segments_of(std::int64_t batch, std::int64_t tokens, std::int64_t channels) {
-  constexpr std::int64_t kFull = 264, kShortest = 256;
+  constexpr std::int64_t kFull = 2 * kMultiprocessors, kShortest = 256;
   const std::int64_t blocks = std::max<std::int64_t>(batch * blocks_of(channels), 1);
   if (blocks > kEnoughBlocks) return 1;
   return std::max<std::int64_t>(1, std::min(kFull / blocks, tokens / kShortest));
 }
 
-/// Pieces into which the adjoint's first pass cuts each segment but one: small blocks of its own, as many as a GPU of about
-/// 132 multiprocessors holds in two rounds of six each, so that none of them works alone at the end; short segments are cut
-/// into a few all the same.
+/// Pieces into which the adjoint's first pass cuts each segment but one: small blocks of its own, as many as a GPU holds in
+/// two rounds of six a multiprocessor, so that none of them works alone at the end; short segments are cut into a few all
+/// the same.
 constexpr std::int64_t pieces_of(std::int64_t batch, std::int64_t tokens, std::int64_t channels) {
-  constexpr std::int64_t kRounds = 2 * 6 * 132, kShortest = 96, kFewest = 5;
+  constexpr std::int64_t kRounds = 2 * 6 * kMultiprocessors, kShortest = 96, kFewest = 5;
   const std::int64_t segments = segments_of(batch, tokens, channels);
   if (segments == 1) return 1;
   const std::int64_t blocks = batch * blocks_of(channels) * (segments - 1);

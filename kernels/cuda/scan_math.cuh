@@ -49,8 +49,7 @@ __device__ inline void add_exact_product_k8(float (&d)[4], const float (&a)[4], 
 /// 2^(a b) for -126 <= a b <= 0 by multiplications and additions alone, where the unit of exponentials is what others wait
 /// for. Relative error below 3e-7.
 __device__ inline float exp2_by_products(float a, float b) {
-  constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: a sum with it has the nearest whole number in its last bits
-  const float shifted = fmaf(a, b, kShift), rest = fmaf(a, b, kShift - shifted);
+  const float shifted = fmaf(a, b, kToWhole), rest = fmaf(a, b, kToWhole - shifted);
   float p = 0.00133813025f;
   p = p * rest + 0.00966636852f;
   p = p * rest + 0.0555038101f;

@@ -146,13 +146,12 @@ void run_reader(const NativeStream& native, const ScanBackwardArgs& args, const 
   p.source_columns = source_columns;
   const bool whole =
       x.vector && x.vector_columns && x.channels % kWarpChannels == 0 && x.tokens % (kReaderWarps * kTile) == 0;
-  // Pieces of time: as many as give the shortest turn of the last block's warps, with one tile for their start, on a GPU of
-  // about 132 multiprocessors: a function of the extents alone, so that results do not depend on the device.
+  // Pieces of time: as many as give the shortest turn of the last block's warps, with one tile for their start.
   const std::int64_t tiles = pieces(x.tokens, kTile), blocks = blocks_of(x.channels) * x.batch;
   std::int64_t shortest = std::numeric_limits<std::int64_t>::max();
   for (std::int64_t count = 1; count <= std::min<std::int64_t>(pieces(tiles, kReaderWarps), 64); ++count) {
     const std::int64_t each = pieces(tiles, count * kReaderWarps);
-    const std::int64_t waves = pieces(blocks * count, 132 * kReaderBlocks<T>);
+    const std::int64_t waves = pieces(blocks * count, kMultiprocessors * kReaderBlocks<T>);
     if (waves * (each + 1) >= shortest) continue;
     shortest = waves * (each + 1);
     p.tiles_a_block = static_cast<int>(each * kReaderWarps);

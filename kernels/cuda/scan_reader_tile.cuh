@@ -210,9 +210,6 @@ struct ReaderColumns {
         if (token < x.tokens && n + j < x.states) whole[j] = row[j];
       }
     }
-    cut(whole);
-  }
-  __device__ void cut(const float (&whole)[4]) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       C[0][j] = kExact ? upper_piece(whole[j]) : nearest_piece(whole[j]);

@@ -408,11 +408,10 @@ void run_narrow(const NativeStream& native, const ForwardParams<T>& p) {
 }
 
 /// Whether blocks of 16 channels and whole sequences beat blocks of 64, which are so few that their sequences have to be cut
-/// into segments: where they fill one wave or two of 132 multiprocessors. A function of the extents alone.
+/// into segments: where they fill one wave or two.
 bool narrow_pays(std::int64_t batch, std::int64_t channels) {
-  constexpr std::int64_t kWave = 132;
-  const std::int64_t blocks = batch * pieces(channels, kNarrowChannels), waves = pieces(blocks, kWave);
-  return waves <= 2 && 8 * blocks >= 7 * kWave * waves && batch * blocks_of(channels) <= kEnoughBlocks;
+  const std::int64_t blocks = batch * pieces(channels, kNarrowChannels), waves = pieces(blocks, kMultiprocessors);
+  return waves <= 2 && 8 * blocks >= 7 * kMultiprocessors * waves && batch * blocks_of(channels) <= kEnoughBlocks;
 }
 
 template <class T>
