@@ -76,6 +76,14 @@ Device choose_device(const std::string& option, Communicator& world) {
   return device;
 }
 
+std::string advice_on_cores(DeviceKind device, int usable, int present) {
+  if (device == DeviceKind::cpu || usable > 1 || present == 1) return "";
+  return fmt::format(
+      "this rank may use 1 of the machine's {} cores, which the threads that feed its GPU have to share: start "
+      "with mpirun --bind-to none",
+      present);
+}
+
 void allow_nvlink_multicast(bool allowed) {
   ::setenv("NCCL_NVLS_ENABLE", allowed ? "1" : "0", /*overwrite=*/0);
 }

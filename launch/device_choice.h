@@ -30,6 +30,11 @@ std::vector<int> assign_gpus(std::span<const VisibleGpus> ranks);
 /// sees one. Throws Error (usage) on all ranks when a rank finds no GPU of its own or one of another architecture.
 Device choose_device(const std::string& option, Communicator& world);
 
+/// A line for users whose process may run on one core only of a machine that has more, or nothing. A rank of a GPU has other
+/// threads beside the one that drives it: initial values, the text stream and NCCL's. `mpirun` binds one or two ranks to a
+/// core each.
+std::string advice_on_cores(DeviceKind device, int usable, int present);
+
 /// Switches NCCL's NVLink multicast (NVLS) on or off, unless the environment says NCCL_NVLS_ENABLE. Before the first group.
 void allow_nvlink_multicast(bool allowed);
 

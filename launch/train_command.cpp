@@ -50,6 +50,8 @@ void train(TrainOptions& options, const OptionTable& table, const StopSignal& st
                 fmt::format("densemamba: rank {} of {} on {}", world->rank(), world->size(), host_name()));
   FaultInjector faults(options.run.inject, world->rank());
   const Device device = choose_device(options.run.device, *world);
+  const std::string advice = advice_on_cores(device.kind, usable_cores(), machine_cores());
+  if (log.speaks() && !advice.empty()) log.warn(advice);
   compute_dtype_of(options, device.kind);
   allow_nvlink_multicast(options.parallel.nvlink_multicast);
   Grid grid = Grid::make(std::move(world), static_cast<int>(options.parallel.tensor), device, &watchdog);

@@ -9,6 +9,7 @@
 
 #include "kernels/elementwise.h"
 #include "runtime/copy.h"
+#include "runtime/host.h"
 #include "runtime/random.h"
 
 namespace dm {
@@ -76,8 +77,7 @@ void write_initial_values(const ParameterStore::Entry& entry, const StorePlace& 
 /// Threads that a rank may use while its GPU waits for it: its share of the cores. Ranks that compute on the CPU have one.
 int initializing_threads(Device device) {
   if (device.kind == DeviceKind::cpu) return 1;
-  const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  return std::clamp(cores / std::max(cuda::device_count(), 1), 1, 32);
+  return std::clamp(std::min(machine_cores() / std::max(cuda::device_count(), 1), usable_cores()), 1, 32);
 }
 
 /// Calls work(begin, count) for consecutive parts of [0, size), at the same time.

@@ -65,5 +65,14 @@ TEST(DeviceKind, IsWhatWasAskedFor) {
   EXPECT_EQ(device_kind("auto"), cuda::device_count() > 0 ? DeviceKind::cuda : DeviceKind::cpu);
 }
 
+TEST(AdviceOnCores, IsForGpuRanksBoundToOneCore) {
+  EXPECT_EQ(advice_on_cores(DeviceKind::cuda, 1, 64),
+            "this rank may use 1 of the machine's 64 cores, which the threads that feed its GPU have to share: start with "
+            "mpirun --bind-to none");
+  EXPECT_EQ(advice_on_cores(DeviceKind::cuda, 2, 64), "");
+  EXPECT_EQ(advice_on_cores(DeviceKind::cuda, 1, 1), "") << "there are no others";
+  EXPECT_EQ(advice_on_cores(DeviceKind::cpu, 1, 64), "") << "ranks are the parallelism on CPUs";
+}
+
 }  // namespace
 }  // namespace dm
