@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "kernels/selective_scan.h"
@@ -26,12 +27,16 @@ struct Case {
   bool out = true;        ///< Backward is asked for out.
   bool wide = false;      ///< z and dz are the right halves of twice as many columns.
   bool rounded = false;   ///< ddbc is of the compute dtype.
+  /// The middle element of the activation of this name is `poison`.
+  std::string poisoned = {};
+  float poison = std::numeric_limits<float>::quiet_NaN();
 
   std::string name(DType compute) const {
     return std::string(name_of(compute)) + " B " + std::to_string(B) + " T " + std::to_string(T) + " D " +
            std::to_string(D) + " N " + std::to_string(N) + " R " + std::to_string(R) + " sources " +
            std::to_string(sources) + " readers " + std::to_string(readers) + (in_place ? " in place" : "") +
-           (shifted ? " shifted" : "") + (out ? "" : " without out") + (wide ? " wide" : "") + (rounded ? " rounded" : "");
+           (shifted ? " shifted" : "") + (out ? "" : " without out") + (wide ? " wide" : "") + (rounded ? " rounded" : "") +
+           (poisoned.empty() ? "" : fmt::format(" {} {}", poison, poisoned));
   }
 };
 
@@ -39,18 +44,22 @@ struct Case {
 /// GPU's.
 class Place {
  public:
-  Place(Device device, DType compute, bool shifted)
+  Place(Device device, DType compute, const Case& c)
       : stream_(device),
         compute_(compute),
         stored_(device.kind == DeviceKind::cpu ? DType::f32 : compute),
-        shifted_(shifted && device.kind == DeviceKind::cuda) {}
+        shifted_(c.shifted && device.kind == DeviceKind::cuda),
+        poisoned_(c.poisoned),
+        poison_(c.poison) {}
 
   Stream& stream() { return stream_; }
   DType stored() const { return stored_; }
 
   /// Normal numbers of the stream `name`.
   Tensor activation(const std::string& name, Shape shape, float deviation = 1.0f) {
-    return input(name, shape, stored_, compute_, oracle::Random(name, shape, deviation));
+    oracle::Random values(name, shape, deviation);
+    if (name == poisoned_) values[shape.numel() / 2] = poison_;
+    return input(name, shape, stored_, compute_, values);
   }
   Tensor parameter(const std::string& name, Shape shape, float deviation = 1.0f, float mean = 0.0f) {
     return input(name, shape, DType::f32, DType::f32, oracle::Random(name, shape, deviation, mean));
@@ -139,6 +148,8 @@ class Place {
   Stream stream_;
   DType compute_, stored_;
   bool shifted_;
+  std::string poisoned_;
+  float poison_;
   MemoryReport report_;
   std::deque<Kept> kept_;
 };
@@ -158,7 +169,7 @@ ScanRecurrence recurrence(Place& place, const std::string& name, const Case& c) 
 
 /// A forward from initial states, a forward of every layer from zero to save its states, and a backward.
 Results compute(const Case& c, Device device, DType compute) {
-  Place place(device, compute, c.shifted);
+  Place place(device, compute, c);
   const Shape activations{c.B, c.T, c.D};
   const bool dense = c.sources > 0;
   ScanRecurrence own = recurrence(place, "own", c);
@@ -379,6 +390,32 @@ TEST_P(SelectiveScanCuda, SumsOverChannelsInTheComputeType) {
     std::vector<float> expected = whole.at("ddbc");
     for (float& value : expected) value = GetParam() == DType::bf16 ? static_cast<float>(BFloat16(value)) : value;
     EXPECT_TRUE(oracle::same_bits(less.at("ddbc"), expected)) << rounded.name(GetParam());
+  }
+}
+
+// A step whose gradients are not finite has to be noticed: what is not finite on the CPU is not on the GPU. There more may
+// not be, for pairs of tokens share an exponent on their way.
+TEST_P(SelectiveScanCuda, NonFiniteNumbersComeThrough) {
+  const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
+  for (const std::string poisoned : {"dout", "z", "own.u", "own.dt", "source0.u", "source0.dt", "gate", "reader0.q"}) {
+    for (const float poison : {nan, infinity, -infinity}) {
+      Case c{.B = 1, .T = 50, .D = 72, .N = 16, .R = 4, .sources = 1, .readers = 1};
+      c.poisoned = poisoned;
+      c.poison = poison;
+      SCOPED_TRACE(c.name(GetParam()));
+      const Results expected = compute(c, Device::cpu(), GetParam()), actual = compute(c, Device::cuda(0), GetParam());
+      std::size_t poisoned_elements = 0;
+      for (const auto& [name, values] : expected) {
+        std::size_t lost = 0;
+        for (std::size_t i = 0; i < values.size(); ++i) {
+          if (std::isfinite(values[i])) continue;
+          ++poisoned_elements;
+          if (std::isfinite(actual.at(name)[i])) ++lost;
+        }
+        EXPECT_EQ(lost, 0u) << name;
+      }
+      if (std::isnan(poison)) EXPECT_GT(poisoned_elements, 100u);
+    }
   }
 }
 
