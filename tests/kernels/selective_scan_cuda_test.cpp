@@ -415,7 +415,7 @@ TEST_P(SelectiveScanCuda, NonFiniteNumbersComeThrough) {
         EXPECT_EQ(lost, 0u) << name;
       }
       if (std::isnan(poison)) {
-        EXPECT_GT(poisoned_elements, 100u);
+        EXPECT_GT(poisoned_elements, 0u);
       }
     }
   }
