@@ -140,7 +140,7 @@ struct Output {
       for (int k = 0; k < 2; ++k) base[i][k] *= skip[k];
     }
   }
-  /// To `to` and a row behind it, of `tokens` of the tile.
+  /// To `to` and a row behind it, of `tokens` of the tile; e and r are sums of products of tensor cores.
   template <bool kAligned, class T>
   __device__ void store(T* to, const Extents& x, int begin, int tokens, int channel, const Lane& lane,
                         const float (&e)[2][2], const float (&r)[2][2]) const {
@@ -149,9 +149,9 @@ struct Output {
       float y[2];
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
-        y[k] = e[i][k] + base[i][k];
+        y[k] = e[i][k];
         if constexpr (kGated) y[k] += gate[i][k] * r[i][k];
-        y[k] *= scale[i][k];
+        y[k] = (std::is_same_v<T, float> ? y[k] + base[i][k] : fmaf(y[k], kDropped, base[i][k])) * scale[i][k];
       }
       T* const row = to + static_cast<std::int64_t>(i) * x.channels;
       const bool inside = begin + 2 * lane.quad + i < tokens && channel < x.channels;

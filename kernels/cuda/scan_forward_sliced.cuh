@@ -11,8 +11,8 @@ struct alignas(16) SlicedShared {
   static constexpr bool kExact = std::is_same_v<T, float>;
   Rows<T> u, dt, z, gate;
   float B[kTile][kStates], C[kTile][kStates];
-  Drive drive[kWarps];
-  InputColumns input;
+  Drive<true> drive[kWarps];
+  InputColumns<true> input;
   ReadoutColumns<kExact> readout;
   using States = float[2][4][kThreads];
   /// Those of each part follow.
@@ -73,8 +73,8 @@ __global__ void __launch_bounds__(kThreads, 2) forward_sliced_kernel(const __gri
       s.readout.fill(s.C, threadIdx.x, kThreads);
       float bias[2], rate[2][4], h[2][4];
       load_channels(recurrence.dt_bias, x, channel, bias);
-      float values[3][8];
-      prepare(values, s.u, s.dt, bias, lane, x.tokens - token);
+      Values<true> values;
+      prepare<true>(values, 1.0f, s.u, s.dt, bias, lane, x.tokens - token);
       s.drive[lane.warp].store(values, lane);
       load_rates(recurrence, x, channel, slice * kStates + lane.first_state, rate);
       s.load_states(part, h);
@@ -89,12 +89,12 @@ __global__ void __launch_bounds__(kThreads, 2) forward_sliced_kernel(const __gri
         Readout<SlicedShared<T>::kExact> readout;
         readout.load(s.readout, begin, lane);
         float y[2][2] = {};
-        Walk<2> walk(&s, s.drive[lane.warp], s.input, lane, p.no_bits);
+        Walk<2, true> walk(&s, s.drive[lane.warp], s.input, lane, p.no_bits);
 #pragma unroll 1
         for (int half = 0; half < 2; ++half) {
           const int quad = 2 * group + half;
           walk.begin(0, quad, rate);
-          walk.template advance<false>(0, quad, 0, 0, rate, h, [&](int i, const float(&seen)[2][4]) {
+          walk.template advance<false>(0, 0, quad, 0, 0, rate, h, [&](int i, const float(&seen)[2][4]) {
             readout.store(half, i, seen, lane, false, y);
           });
         }

@@ -3,11 +3,13 @@
 // A warp walks 16 channels, a lane two of them and four states of each: channels 2·pair and 2·pair + 1, states 4·quad to
 // 4·quad + 3, with lane = 4·pair + quad. This is how m16n8 products hold their results, so that two kinds of them take work
 // off the step loop:
-//   Δu ⊗ B of all 16 channels and 8 states is one m16n8k4 product. A tf32 number has 11 bits; both factors are cut into two
-//   such pieces, whose four products are the four terms of k. The sum is in float32: as good as a float32 product (2^-21).
+//   Δu ⊗ B of all 16 channels and 8 states is one m16n8k4 product. A tf32 number has 11 bits. In float32 both factors are cut
+//   into two such pieces, whose four products are the four terms of k: as good as a float32 product (2^-21). In bfloat16,
+//   where states are saved with 8 bits, all four terms are the same, a quarter of the upper bits' product: so nobody cuts
+//   anything, all lanes of a channel read the same, and B is taken as it was fetched.
 //   h · C is one m16n8k8 product for 8 states, whose eight columns hold C of eight tokens. One column is of use, and the
 //   four lanes' states are summed on the way. In float32 this is done with both pieces of h and of C (2^-20); in bfloat16
-//   with the upper pieces only (2^-10 of each term, where a stored output has 2^-9).
+//   with the upper bits only (2^-10 of each term, where a stored output has 2^-9).
 // What remains of a state-step are two FP32 instructions, an ex2 and 0.8 floats from shared memory, which returns 32 of them
 // a clock to a multiprocessor: ex2 (16 a clock) is the bound, and Walk is about keeping its unit busy.
 #pragma once
@@ -15,6 +17,9 @@
 #include "kernels/cuda/scan_math.cuh"
 
 namespace dm::cuda::scan::forward {
+
+/// What makes up for the 13 bits that a product of tensor cores drops of both its factors, 3.5e-4 of each on average.
+inline constexpr float kDropped = 1.0f + 2 * 3.522e-4f;
 
 inline constexpr int kTile = 16;  ///< Tokens of a tile.
 inline constexpr int kGroup = 8;  ///< Tokens of a readout, and between saved states.
@@ -56,6 +61,7 @@ struct Source {
   static constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kChannels / kEach;
   std::int64_t row;     ///< of an activation: the first of kEach channels of the first token
   std::int64_t column;  ///< of a projection: the first of four B's or C's (the upper half of the block's threads)
+  std::int64_t single;  ///< of a projection: one B, eight tokens before another
   int token, channel;
   int stride;  ///< Elements between rows of the activation.
 
@@ -65,10 +71,13 @@ struct Source {
     row = x.sequence(b, stride) + static_cast<std::int64_t>(token + t) * stride + channel;
     column = x.column_rows(b) + static_cast<std::int64_t>(token + quarter % kTile) * x.columns + x.columns - 2 * x.states +
              quarter / kTile * x.states + thread % 4 * 4;
+    single = x.column_rows(b) + static_cast<std::int64_t>(token + thread / kStates) * x.columns + x.columns - 2 * x.states +
+             thread % kStates;
   }
   __device__ void next(const Extents& x) {
     token += kTile;
-    row += static_cast<std::int64_t>(kTile) * stride, column += static_cast<std::int64_t>(kTile) * x.columns;
+    const std::int64_t columns = static_cast<std::int64_t>(kTile) * x.columns;
+    row += static_cast<std::int64_t>(kTile) * stride, column += columns, single += columns;
   }
 };
 
@@ -106,16 +115,36 @@ __device__ void fetch_columns(float (*to)[kStates], const float* from, const Ext
   }
 }
 
-/// Δ and the two pieces of Δu of a warp's channels: vectors of two tokens and two channels. Strides are such that neither
-/// the lanes that write (all quads of two pairs at once) nor those that read meet a bank twice.
+/// C alone, as it is.
+template <bool kAligned, class T>
+__device__ void fetch_readout(float (*to)[kStates], const float* from, const Extents& x, int b, const Source<T>& at) {
+  if constexpr (kAligned) {
+    const int quarter = static_cast<int>(threadIdx.x) / 4 - kTile;
+    if (quarter >= 0) copy16_async(to[quarter] + 4 * (threadIdx.x % 4), from + at.column, at.token + quarter < x.tokens);
+  } else {
+    copy_columns<kTile>(to[0], from + x.column_rows(b), x, at.token, x.columns - x.states, x.states);
+  }
+}
+
+/// Δ and, as terms of a product, Δu: its two pieces (kExact) or a quarter of it. Of lane-sized vectors as `prepare` makes them.
+template <bool kExact>
+using Values = float[kExact ? 3 : 2][8];
+
+/// Values of a warp's channels: vectors of two tokens and two channels. Strides are such that neither the lanes that write
+/// (all quads of two pairs at once) nor those that read meet a bank twice.
+template <bool kExact>
 struct Drive {
   static constexpr int kStride = kWarpChannels + 2;
+  static constexpr float kTerm = 0.25f * kDropped;
   float4 delta[kQuads * kStride];
-  float4 input[2][kQuads * kStride + 2];
+  float4 input[kExact ? 2 : 1][kQuads * kStride + 2];
 
   static __device__ int at(int quad, int half, const Lane& lane) { return kStride * quad + 8 * half + lane.pair; }
 
-  __device__ void store(const float (&values)[3][8], const Lane& lane) {
+  /// Of the term that this lane gives to products, its pair's channels and the first two tokens.
+  __device__ const float4& first_term(const Lane& lane) const { return input[kExact ? lane.quad / 2 : 0][lane.pair]; }
+
+  __device__ void store(const Values<kExact>& values, const Lane& lane) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const auto vector = [&](int i) {
@@ -123,15 +152,16 @@ struct Drive {
         return make_float4(v[0], v[1], v[2], v[3]);
       };
       const int place = at(lane.quad, half, lane);
-      delta[place] = vector(0), input[0][place] = vector(1), input[1][place] = vector(2);
+      delta[place] = vector(0), input[0][place] = vector(1);
+      if constexpr (kExact) input[1][place] = vector(2);
     }
   }
 };
 
-/// Of this lane's two channels and four tokens, [2·token + channel]: Δ, the upper and the lower piece of Δu. Tokens from
+/// Of this lane's two channels and four tokens, [2·token + channel]; not kExact, Δu is multiplied by `term`. Tokens from
 /// `tokens` on are the identity.
-template <class T>
-__device__ void prepare(float (&values)[3][8], const Rows<T>& u, const Rows<T>& dt, const float (&bias)[2], const Lane& lane,
+template <bool kExact, class T>
+__device__ void prepare(Values<kExact>& values, float term, const Rows<T>& u, const Rows<T>& dt, const float (&bias)[2], const Lane& lane,
                         int tokens) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -145,15 +175,44 @@ __device__ void prepare(float (&values)[3][8], const Rows<T>& u, const Rows<T>& 
       float delta = softplus<T>(dts[c] + bias[c]);
       if (tokens < kTile) delta = t < tokens ? delta : 0.0f;
       const float input = delta * us[c];
-      values[0][k] = delta, values[1][k] = upper_piece(input), values[2][k] = input - values[1][k];
+      values[0][k] = delta;
+      if constexpr (kExact) {
+        values[1][k] = upper_piece(input), values[2][k] = input - values[1][k];
+      } else {
+        values[1][k] = input * term;
+      }
     }
   }
 }
 
-/// The two pieces of B, four tokens to a vector, states in the order in which the columns of two products hold them.
+/// B of a tile, four tokens to a vector, states in the order in which the columns of two products hold them.
+template <bool kExact>
 struct InputColumns {
+  static constexpr int kProduct = 8;
+  float4 at[kQuads][2 * kProduct];
+
+  __device__ const float4& first_term(const Lane& lane) const { return at[0][lane.pair]; }
+
+  /// By the whole block from device memory, asynchronously; zeros outside.
+  __device__ void fetch(const float* from, const Extents& x, std::int64_t single, int first_token) {
+    const int n = threadIdx.x % kStates, t = threadIdx.x / kStates;
+    float* const place = reinterpret_cast<float*>(&at[t / 4][n / 2 % 2 * kProduct + n / 4 * 2 + n % 2]) + t % 4;
+    static_assert(kThreads == 8 * kStates && kTile == 16);
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const float* const one = from + (single + static_cast<std::int64_t>(8 * k) * x.columns);
+      const bool inside = first_token + t + 8 * k < x.tokens && n < x.states;
+      copy4_async(place + k * sizeof(at) / 2 / sizeof(float), inside ? one : from, inside);
+    }
+  }
+};
+/// In float32 its two pieces.
+template <>
+struct InputColumns<true> {
   static constexpr int kPiece = 10, kProduct = 20;
   float4 at[kQuads][2 * kProduct];
+
+  __device__ const float4& first_term(const Lane& lane) const { return at[0][lane.quad % 2 * kPiece + lane.pair]; }
 
   /// Cuts raw columns into pieces, by the whole block.
   __device__ void fill(const float (*raw)[kStates]) {
@@ -169,7 +228,7 @@ struct InputColumns {
   }
 };
 
-/// C of a tile in one piece or two.
+/// C of a tile, as it is or in two pieces.
 template <bool kExact>
 struct ReadoutColumns {
   float at[kExact ? 2 : 1][kTile][kStates];
@@ -182,7 +241,7 @@ struct ReadoutColumns {
       load4(raw[0] + i, v);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const float piece = kExact ? upper_piece(v[k]) : nearest_piece(v[k]);
+        const float piece = kExact ? upper_piece(v[k]) : v[k];
         lower[k] = v[k] - piece, v[k] = piece;
       }
       store4(at[0][0] + i, v);

@@ -20,12 +20,14 @@ class PartCopy {
     row_ = x.sequence(blockIdx.y, stride) + static_cast<std::int64_t>(token + thread / kRow) * stride + channel;
     column_ = x.column_rows(blockIdx.y) + static_cast<std::int64_t>(token + thread / kColumnRow) * x.columns + x.columns -
               2 * x.states + thread % kColumnRow * kColumnEach;
+    single_ = x.column_rows(blockIdx.y) + static_cast<std::int64_t>(token + thread / kStates) * x.columns + x.columns -
+              2 * x.states + thread % kStates;
   }
   /// To the warp's next part.
   __device__ void next() {
     token_ += kWarps * kTile;
-    row_ += static_cast<std::int64_t>(kWarps * kTile) * stride_,
-        column_ += static_cast<std::int64_t>(kWarps * kTile) * x_.columns;
+    const std::int64_t columns = static_cast<std::int64_t>(kWarps * kTile) * x_.columns;
+    row_ += static_cast<std::int64_t>(kWarps * kTile) * stride_, column_ += columns, single_ += columns;
   }
 
   /// Zeros outside.
@@ -62,11 +64,23 @@ class PartCopy {
     }
   }
 
+  /// B of one recurrence where walkers read it.
+  __device__ void input_columns(NarrowColumns<false>& to, const float* from) const {
+    const int thread = threadIdx.x % 32, n = thread % kStates, first = thread / kStates;
+    float* const place = &to.at[0][0][0][0].x + NarrowColumns<false>::at_token(first, n);
+#pragma unroll
+    for (int round = 0; round < kTile / 2; ++round) {
+      const float* at = from + (single_ + static_cast<std::int64_t>(2 * round) * x_.columns);
+      const bool inside = token_ + first + 2 * round < x_.tokens && n < x_.states;
+      copy4_async(place + NarrowColumns<false>::at_token(2 * round, 0), inside ? at : from, inside);
+    }
+  }
+
  private:
   const Extents& x_;
   const int stride_;
   int token_;
-  std::int64_t row_, column_;
+  std::int64_t row_, column_, single_;
 };
 
 /// One warp: turn `turn` of it is part warp + 4 · turn.
@@ -130,11 +144,20 @@ class NarrowMaker {
   __device__ void fetch_inputs(int turn) {
     typename Shared::Raw& to = s_.raw[turn & 1];
     ahead_.rows(s_.u[turn & 3], p_.recurrence[0].u, lane_);
-    ahead_.columns(to.C[lane_.warp], p_.recurrence[0].dbc, x_.states);
+    typename Shared::Columns* const columns = s_.columns + ((turn & 3) * kRing + lane_.warp);
+    if constexpr (Shared::kExact) {
+      ahead_.columns(to.columns[0].C[lane_.warp], p_.recurrence[0].dbc, x_.states);
+    } else {
+      ahead_.columns(columns->readout.at[0], p_.recurrence[0].dbc, x_.states);
+    }
 #pragma unroll
     for (int r = 0; r < kRecurrences; ++r) {
       ahead_.rows(to.dt[r], p_.recurrence[r].dt, lane_);
-      ahead_.columns(to.B[r][lane_.warp], p_.recurrence[r].dbc, 0);
+      if constexpr (Shared::kExact) {
+        ahead_.columns(to.columns[0].B[r][lane_.warp], p_.recurrence[r].dbc, 0);
+      } else {
+        ahead_.input_columns(columns->input[r], p_.recurrence[r].dbc);
+      }
       if (r > 0) ahead_.rows(to.source_u[r - 1], p_.recurrence[r].u, lane_);
     }
     ahead_.next();
@@ -146,9 +169,9 @@ class NarrowMaker {
   }
 
   /// Δ and Δu of recurrence r.
-  __device__ void find(int turn, int r, float (&values)[3][8]) const {
+  __device__ void find(int turn, int r, Values<Shared::kExact>& values) const {
     const typename Shared::Raw& from = s_.raw[turn & 1];
-    prepare(values, r == 0 ? s_.u[turn & 3] : from.source_u[r - 1], from.dt[r], bias_[r], lane_,
+    prepare<Shared::kExact>(values, NarrowDrive<Shared::kExact>::kTerm, r == 0 ? s_.u[turn & 3] : from.source_u[r - 1], from.dt[r], bias_[r], lane_,
             x_.tokens - part_of(turn) * kTile);
   }
   __device__ void find_ahead(int turn) {
@@ -164,9 +187,9 @@ class NarrowMaker {
     for (int r = 0; r < kRecurrences; ++r) {
       if (r >= kAhead) find(turn, r, values_[0]);
       to.drive[r].store(values_[r < kAhead ? r : 0], lane_);
-      to.input[r].fill(from.B[r][lane_.warp]);
+      if constexpr (Shared::kExact) to.input[r].fill(from.columns[0].B[r][lane_.warp]);
     }
-    to.readout.fill(from.C[lane_.warp], threadIdx.x % 32, 32);
+    if constexpr (Shared::kExact) to.readout[0].fill(from.columns[0].C[lane_.warp], threadIdx.x % 32, 32);
   }
 
   __device__ void put_out(int turn) {
@@ -202,7 +225,8 @@ class NarrowMaker {
   const Lane lane_;
   int parts_, channel_;
   PartCopy<T, kAligned> ahead_, current_, current_z_;  ///< Of what a tile is made of, and of what its output is.
-  float bias_[kRecurrences][2], skip_[2], values_[kAhead][3][8];
+  float bias_[kRecurrences][2], skip_[2];
+  Values<Shared::kExact> values_[kAhead];
   T* out_;
 };
 

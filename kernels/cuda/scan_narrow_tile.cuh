@@ -19,29 +19,49 @@ namespace dm::cuda::scan::forward {
 inline constexpr int kNarrowChannels = 16;  ///< Of a block.
 inline constexpr int kRing = kWarps;        ///< Parts between makers and walkers: one of each maker.
 
-/// Δ and the two pieces of Δu of a part: vectors of four tokens of a channel. Neither the lanes that write (all quads of two
-/// pairs of channels at once) nor those that read (two channels, two pieces) meet a bank twice.
+/// Δ and terms of Δu of a part: vectors of four tokens of a channel. Neither the lanes that write (all quads of two
+/// pairs of channels at once) nor those that read (two channels, two terms) meet a bank twice. kExact: terms are the two
+/// pieces of Δu. Otherwise they are a half of the even tokens and of the odd ones, zeros between them: a product's terms are
+/// two tokens, twice, and one product serves both, where pieces take one of their own each.
+template <bool kExact>
 struct NarrowDrive {
+  static constexpr float kTerm = 0.5f * kDropped;
   static constexpr int kPiece = kNarrowChannels * kQuads + 1;
   float4 delta[kNarrowChannels * kQuads];
   float4 input[2 * kPiece];
 
   static __device__ int at(int channel, int quad) { return ((4 * channel) ^ (channel & 2 ? 4 : 0)) + quad; }
 
-  __device__ void store(const float (&values)[3][8], const Lane& lane) {
+  __device__ void store(const Values<kExact>& values, const Lane& lane) {
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const auto vector = [&](int i) {
         return make_float4(values[i][c], values[i][2 + c], values[i][4 + c], values[i][6 + c]);
       };
       const int place = at(2 * lane.pair + c, lane.quad);
-      delta[place] = vector(0), input[place] = vector(1), input[kPiece + place] = vector(2);
+      delta[place] = vector(0);
+      if constexpr (kExact) {
+        input[place] = vector(1), input[kPiece + place] = vector(2);
+      } else {
+        const float* const v = values[1] + c;
+        input[place] = make_float4(v[0], 0.0f, v[4], 0.0f), input[kPiece + place] = make_float4(0.0f, v[2], 0.0f, v[6]);
+      }
     }
   }
 };
 
-/// The two pieces of B, four tokens to a vector.
+/// B of a part as it was fetched: of each quad and half of the states, even and odd tokens, two to a vector.
+template <bool kExact>
 struct NarrowColumns {
+  float2 at[kQuads][2][2][kStates / 2];
+
+  static __device__ int at_token(int t, int n) {
+    return ((t / 4 * 2 + n / 8) * 2 + t % 2) * kStates + n % 8 * 2 + t / 2 % 2;  // in floats
+  }
+};
+/// In float32 its two pieces, four tokens to a vector.
+template <>
+struct NarrowColumns<true> {
   static constexpr int kPiece = kStates + 2;
   float4 at[kQuads][2 * kPiece];
 
@@ -68,14 +88,22 @@ struct alignas(16) NarrowShared {
   static constexpr bool kExact = std::is_same_v<T, float>;
   struct Raw {
     Rows<T> dt[kRecurrences], source_u[kSources];
-    float B[kRecurrences][kWarps][kTile][kStates], C[kWarps][kTile][kStates];
+    struct Cut {  // before they are cut
+      float B[kRecurrences][kWarps][kTile][kStates], C[kWarps][kTile][kStates];
+    } columns[kExact ? 1 : 0];
   } raw[2];
   Rows<T> u[4], z[2], gate[kGates];
   struct Part {
-    NarrowDrive drive[kRecurrences];
-    NarrowColumns input[kRecurrences];
-    ReadoutColumns<kExact> readout;
+    NarrowDrive<kExact> drive[kRecurrences];
+    NarrowColumns<true> input[kExact ? kRecurrences : 0];
+    ReadoutColumns<true> readout[kExact ? 1 : 0];
   } ring[kRing];
+  /// Columns that walkers read as they are fetched, two turns ahead: of four turns of each maker.
+  static constexpr int kFetched = kExact ? 0 : 4 * kRing;
+  struct Columns {
+    NarrowColumns<false> input[kRecurrences];
+    ReadoutColumns<false> readout;
+  } columns[kFetched];
   /// h · C of two tokens by lanes of a quad; summed over eight states, the other eight beside them. Twice as many as parts,
   /// so that a part is handed over before the readout of the last one in its slot is taken.
   struct Readouts {

@@ -15,6 +15,7 @@ template <class T, int kRecurrences>
 class NarrowWalker {
   using Shared = NarrowShared<T, kRecurrences>;
   static constexpr bool kExact = Shared::kExact;
+  static constexpr int kColumnBytes = sizeof(typename Shared::Columns);
   static constexpr int kPartBytes = sizeof(typename Shared::Part);
   static constexpr int kReadoutsBytes = sizeof(typename Shared::Readouts) * kRecurrences;
 
@@ -37,11 +38,16 @@ class NarrowWalker {
           recurrence_.initial && channel_ < x_.channels && state_ + k < x_.states ? recurrence_.initial[row() + k] : 0.0f;
     }
     const typename Shared::Part& part = s.ring[0];
-    const int drive = NarrowDrive::at(local_, 0);
+    const int drive = NarrowDrive<kExact>::at(local_, 0), term = kExact ? quad_ / 2 : quad_ % 2;
     delta_place_ = place_of(part.drive[r].delta[drive]);
-    input_place_ = place_of(part.drive[r].input[quad_ / 2 * NarrowDrive::kPiece + drive]);
-    B_place_ = place_of(part.input[r].at[0][quad_ % 2 * NarrowColumns::kPiece + 8 * half_ + pair_]);
-    C_place_ = place_of(part.readout.at[0][pair_][state_]);
+    input_place_ = place_of(part.drive[r].input[term * NarrowDrive<kExact>::kPiece + drive]);
+    if constexpr (kExact) {
+      B_place_ = place_of(part.input[r].at[0][quad_ % 2 * NarrowColumns<true>::kPiece + 8 * half_ + pair_]);
+      C_place_ = place_of(part.readout[0].at[0][pair_][state_]);
+    } else {
+      B_place_ = place_of(s.columns[0].input[r].at[0][half_][term][pair_]);
+      C_place_ = place_of(s.columns[0].readout.at[0][pair_][state_]);
+    }
     y_place_ = place_of(s.y[0][r].of[0][half_][Shared::Readouts::kQuad * quad_ + local_]);
   }
 
@@ -57,6 +63,7 @@ class NarrowWalker {
     for (int part = 0; part < parts; ++part) {
       const int now = next;
       next = now == (kRing - 1) * kPartBytes ? 0 : now + kPartBytes;
+      const int columns = kExact ? now : columns_of(part), next_columns = kExact ? next : columns_of(part + 1);
       // Asked for two quads ahead, so that nobody waits for the answer.
       const WarpBarrier& next_made = s_.made[(part + 1) % kRing];
       const std::uint32_t next_turn = (part + 1) / kRing & 1;
@@ -69,11 +76,11 @@ class NarrowWalker {
           states += states_a_chunk;
 #pragma unroll
           for (int piece = 0; piece < (kExact ? 2 : 1); ++piece) {
-            load2(at(now + C_place_) + (piece * kTile + 4 * q) * kStates, C_[piece]);
+            load2(at(columns + C_place_) + (piece * kTile + 4 * q) * kStates, C_[piece]);
           }
         }
         if (q == 2 && !there) next_made.wait(next_turn);
-        load(q < 2 ? now : next, (q + 2) % kQuads, ahead_[q % 2]);
+        load(q < 2 ? now : next, q < 2 ? columns : next_columns, (q + 2) % kQuads, ahead_[q % 2]);
         walk(q, ahead_[(q + 1) % 2]);
         if (q % 2 == 1) {
           constexpr int kGroupFloats = sizeof(typename Shared::Readouts) / sizeof(float) / (kTile / kGroup);
@@ -92,7 +99,7 @@ class NarrowWalker {
 
  private:
   struct Ahead {
-    float delta[4], input[4], B[4];  // of four tokens
+    float delta[4], input[4], B[kExact ? 4 : 2];  // of four tokens
   };
 
   /// Of this lane's states in [B, D, N].
@@ -112,20 +119,28 @@ class NarrowWalker {
     return reinterpret_cast<const float*>(shared_ + place);
   }
 
-  __device__ void load(int part, int q, Ahead& to) const {
+  static __device__ int columns_of(int part) {
+    return part % (4 * kRing) * kColumnBytes;
+  }
+  __device__ void load(int part, int columns, int q, Ahead& to) const {
     load4(at(part + delta_place_) + 4 * q, to.delta);
     load4(at(part + input_place_) + 4 * q, to.input);
-    load4(at(part + B_place_) + 8 * NarrowColumns::kPiece * q, to.B);
+    if constexpr (kExact) {
+      load4(at(columns + B_place_) + 8 * NarrowColumns<true>::kPiece * q, to.B);
+    } else {
+      load2(at(columns + B_place_) + NarrowColumns<false>::at_token(4 * q, 0), to.B);
+    }
   }
   __device__ void find_decay(const Ahead& from, int i, float zero) {
 #pragma unroll
     for (int k = 0; k < 2; ++k) decay_[i][k] = exp2_fast(fmaf(from.delta[i], rate_[k], zero));
   }
-  /// Rows of a product are eight channels of token i and of the next; each has its own right factor.
+  /// Rows of a product are eight channels of token i and of the next; in float32 each has its own right factor.
   __device__ void find_added(const Ahead& from, int i) {
-    float first[4], second[4];
-    product_k4(first, from.input[i], from.input[i + 1], from.B[i]);
-    product_k4(second, from.input[i], from.input[i + 1], from.B[i + 1]);
+    float first[4], other[4];
+    product_k4(first, from.input[i], from.input[i + 1], from.B[kExact ? i : i / 2]);
+    if constexpr (kExact) product_k4(other, from.input[i], from.input[i + 1], from.B[i + 1]);
+    const float(&second)[4] = kExact ? other : first;
 #pragma unroll
     for (int k = 0; k < 2; ++k) added_[i][k] = first[k], added_[i + 1][k] = second[2 + k];
     made_ = second[0];
@@ -143,12 +158,12 @@ class NarrowWalker {
   }
 
   __device__ void begin() {
-    load(0, 0, ahead_[0]);
+    load(0, 0, 0, ahead_[0]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) find_decay(ahead_[0], i, 0.0f);
     find_added(ahead_[0], 0);
     find_added(ahead_[0], 2);
-    load(0, 1, ahead_[1]);
+    load(0, 0, 1, ahead_[1]);
   }
   /// Quad q of a part; the next one's exponentials and terms are made of `next`.
   __device__ void walk(int q, const Ahead& next) {

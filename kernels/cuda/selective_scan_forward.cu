@@ -29,8 +29,9 @@ template <class T, int kRecurrences, bool kReadout>
 struct alignas(16) ForwardShared {
   static constexpr int kSources = kRecurrences - 1, kGates = kReadout && kSources > 0 ? 1 : 0;
   static constexpr bool kExact = std::is_same_v<T, float>;
-  /// Steps by which exponentials are asked for ahead, as measured.
+  /// Steps by which exponentials are asked for ahead, and what ties them, as measured.
   static constexpr int kLead = kRecurrences == 1 ? 2 : 1;
+  static constexpr bool kLate = kRecurrences == 3;
   /// One barrier a tile for all; also where shared memory has no room for more readouts than two.
   static constexpr bool kTogether = kRecurrences == 1 || (kExact && kRecurrences == 3);
   /// Tiles of which readouts are kept: four if the next tile is made before the last one's readout is taken, and its C
@@ -39,7 +40,9 @@ struct alignas(16) ForwardShared {
   /// What a tile's making needs, and what its output does.
   struct Inputs {
     Rows<T> dt[kRecurrences], source_u[kSources];
-    float B[kTile][kStates], C[kTile][kStates], source_B[kSources][kTile][kStates];
+    struct Cut {  // before they are cut
+      float B[kTile][kStates], C[kTile][kStates], source_B[kSources][kTile][kStates];
+    } columns[kExact ? 1 : 0];
   } inputs[2];
   struct OutputInputs {
     Rows<T> z[kReadout ? 1 : 0], gate[kGates];
@@ -47,12 +50,17 @@ struct alignas(16) ForwardShared {
   Rows<T> u[4];  ///< From its fetch to the output.
   /// What walkers read.
   struct Work {
-    Drive drive[kRecurrences][kWarps];
-    InputColumns input[kRecurrences];
+    Drive<kExact> drive[kRecurrences][kWarps];
+    InputColumns<kExact> input[kExact ? kRecurrences : 0];
   } work[2];
+  /// Columns that walkers read as they are fetched, from then on until the tile has been walked.
+  struct Columns {
+    InputColumns<false> input[kRecurrences];
+    ReadoutColumns<false> readout;
+  } columns[kExact ? 0 : 4];
   /// C, and what walkers make of it: two tokens of a group and two channels to a lane.
   struct Readouts {
-    ReadoutColumns<kExact> columns;
+    ReadoutColumns<true> columns[kExact ? 1 : 0];
     float4 y[kReadout ? kRecurrences : 0][kWarps][kTile / kGroup][32];
   } readouts[kReadouts];
   WarpBarrier fetched;                                         ///< By all makers, of what the next tile is made of.
@@ -67,6 +75,24 @@ struct alignas(16) ForwardShared {
     }
   }
 };
+
+/// B and C that walkers read: of the first tile of work[] and readouts[], or of columns[].
+template <class Shared>
+__device__ const auto& first_columns(const Shared& s) {
+  if constexpr (Shared::kExact) {
+    return s.work[0];
+  } else {
+    return s.columns[0];
+  }
+}
+template <class Shared>
+__device__ const auto& first_readout(const Shared& s) {
+  if constexpr (Shared::kExact) {
+    return s.readouts[0].columns[0];
+  } else {
+    return s.columns[0].readout;
+  }
+}
 
 template <int kRecurrences>
 constexpr int threads_of() {
@@ -100,13 +126,26 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
   const auto fetch_inputs = [&](int tile) {
     typename Shared::Inputs& to = s.inputs[tile & 1];
     fetch_rows<kAligned>(s.u[tile & 3], recurrences[0].u, x, ahead);
-    fetch_columns<kAligned, kReadout>(to.B, recurrences[0].dbc, x, b, ahead);
+    if constexpr (Shared::kExact) {
+      auto& columns = to.columns[0];
+      fetch_columns<kAligned, kReadout>(columns.B, recurrences[0].dbc, x, b, ahead);
+#pragma unroll
+      for (int r = 1; r < kRecurrences; ++r) {
+        fetch_columns<kAligned, false>(columns.source_B[r - 1], recurrences[r].dbc, x, b, ahead);
+      }
+    } else {
+      typename Shared::Columns& columns = s.columns[tile & 3];
+      if constexpr (kReadout) fetch_readout<kAligned>(columns.readout.at[0], recurrences[0].dbc, x, b, ahead);
+#pragma unroll
+      for (int r = 0; r < kRecurrences; ++r) {
+        columns.input[r].fetch(recurrences[r].dbc, x, ahead.single, ahead.token);
+      }
+    }
 #pragma unroll
     for (int r = 0; r < kRecurrences; ++r) fetch_rows<kAligned>(to.dt[r], recurrences[r].dt, x, ahead);
 #pragma unroll
     for (int r = 1; r < kRecurrences; ++r) {
       fetch_rows<kAligned>(to.source_u[r - 1], recurrences[r].u, x, ahead);
-      fetch_columns<kAligned, false>(to.source_B[r - 1], recurrences[r].dbc, x, b, ahead);
     }
     ahead.next(x);
   };
@@ -124,16 +163,18 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
   const auto make_tile = [&](int tile) {
     const typename Shared::Inputs& from = s.inputs[tile & 1];
     typename Shared::Work& to = s.work[tile & 1];
-    if constexpr (kReadout) {
-      s.readouts[tile & (Shared::kReadouts - 1)].columns.fill(from.C, threadIdx.x % kThreads, kThreads);
+    if constexpr (kReadout && Shared::kExact) {
+      s.readouts[tile & (Shared::kReadouts - 1)].columns[0].fill(from.columns[0].C, threadIdx.x % kThreads, kThreads);
     }
 #pragma unroll
     for (int r = 0; r < kRecurrences; ++r) {
       wait_for_walkers(tile - 2, r);
-      to.input[r].fill(r == 0 ? from.B : from.source_B[r - 1]);
-      Drive& drive = to.drive[r][lane.warp];
-      float values[3][8];
-      prepare(values, r == 0 ? s.u[tile & 3] : from.source_u[r - 1], from.dt[r], bias[r], lane, x.tokens - tile * kTile);
+      if constexpr (Shared::kExact) {
+        to.input[r].fill(r == 0 ? from.columns[0].B : from.columns[0].source_B[r - 1]);
+      }
+      auto& drive = to.drive[r][lane.warp];
+      Values<Shared::kExact> values;
+      prepare<Shared::kExact>(values, drive.kTerm, r == 0 ? s.u[tile & 3] : from.source_u[r - 1], from.dt[r], bias[r], lane, x.tokens - tile * kTile);
       drive.store(values, lane);
       if constexpr (!kReadout) {
 #pragma unroll
@@ -210,8 +251,10 @@ __device__ void walk(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
 
   Readout<Shared::kExact> readout;
   float y[2][2] = {};
-  Walk<Shared::kLead> steps(&s, s.work[0].drive[r][lane.warp], s.work[0].input[r], lane, p.no_bits);
-  const int C_place = steps.place_of(s.readouts[0].columns.at[0][lane.pair][lane.first_state]);
+  const auto& columns = first_columns(s);
+  Walk<Shared::kLead, Shared::kExact, Shared::kLate> steps(&s, s.work[0].drive[r][lane.warp], columns.input[r], lane,
+                                                           p.no_bits);
+  const int C_place = steps.place_of(first_readout(s).at[0][lane.pair][lane.first_state]);
   const int y_place = kReadout ? steps.place_of(s.readouts[0].y[r][lane.warp][0][threadIdx.x % 32]) : 0;
   int now = (span.first & 1) * kWork;
   if constexpr (Shared::kTogether) {
@@ -224,6 +267,8 @@ __device__ void walk(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
 #pragma unroll 1
   for (int tile = span.first; tile < span.end; ++tile) {
     const int next = kWork - now, readouts = (tile & (Shared::kReadouts - 1)) * kReadouts;
+    const int fetched = (tile & 3) * static_cast<int>(sizeof(typename Shared::Columns));
+    const int B = Shared::kExact ? now : fetched, C = Shared::kExact ? readouts : fetched;
     const WarpBarrier& next_made = s.made[(tile + 1) & 1][r];
     bool there = false;  // the next tile: asked for a quad ahead, so that nobody waits for the answer
     const auto walk_quad = [&](int quad, auto go_on) {
@@ -238,9 +283,9 @@ __device__ void walk(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
           save_states(saving && inside, second && inside, states, h);
           states += states_a_chunk;
         }
-        if constexpr (kReadout) readout.load(steps.at(readouts + C_place) + quad * 4 * kStates);
+        if constexpr (kReadout) readout.load(steps.at(C + C_place) + quad * 4 * kStates);
       }
-      steps.template advance<go_on>(now, quad, quad == kQuads - 1 ? next : now, (quad + 1) % kQuads, rate, h,
+      steps.template advance<go_on>(now, B, quad, quad == kQuads - 1 ? next : now, (quad + 1) % kQuads, rate, h,
                                     [&](int i, const float(&seen)[2][4]) {
                                       if constexpr (kReadout) readout.store(half, i, seen, lane, false, y);
                                     });
