@@ -141,7 +141,7 @@ struct Output {
     }
   }
   /// To `to` and a row behind it, of `tokens` of the tile; e and r are sums of products of tensor cores.
-  template <bool kAligned, class T>
+  template <Fit kFit, class T>
   __device__ void store(T* to, const Extents& x, int begin, int tokens, int channel, const Lane& lane,
                         const float (&e)[2][2], const float (&r)[2][2]) const {
 #pragma unroll
@@ -154,8 +154,8 @@ struct Output {
         y[k] = (std::is_same_v<T, float> ? y[k] + base[i][k] : fmaf(y[k], kDropped, base[i][k])) * scale[i][k];
       }
       T* const row = to + static_cast<std::int64_t>(i) * x.channels;
-      const bool inside = begin + 2 * lane.quad + i < tokens && channel < x.channels;
-      store_pair<kAligned>(row, {inside, inside && channel + 1 < x.channels}, y);
+      const bool inside = kFit == Fit::whole || (begin + 2 * lane.quad + i < tokens && channel < x.channels);
+      store_pair<(kFit != Fit::any)>(row, {inside, inside && channel + 1 < x.channels}, y);
     }
   }
 };

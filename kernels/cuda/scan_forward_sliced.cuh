@@ -50,13 +50,13 @@ __global__ void __launch_bounds__(kThreads, 2) forward_sliced_kernel(const __gri
     const int slice = part % x.slices, count = x.states - slice * kStates, r = part / x.slices;
     const Source<T> at(x, b, token / kTile, first_channel, x.channels);
     const int column = x.columns - 2 * x.states + slice * kStates;
-    fetch_rows<false>(s.u, p.recurrence[r].u, x, at);
-    fetch_rows<false>(s.dt, p.recurrence[r].dt, x, at);
+    fetch_rows<Fit::any>(s.u, p.recurrence[r].u, x, at);
+    fetch_rows<Fit::any>(s.dt, p.recurrence[r].dt, x, at);
     copy_columns<kTile>(s.B[0], p.recurrence[r].dbc + x.column_rows(b), x, token, column, count);
     copy_columns<kTile>(s.C[0], p.recurrence[0].dbc + x.column_rows(b), x, token, column + x.states, count);
     if (part == parts - 1) {
-      fetch_rows<false>(s.z, p.z, x, Source<T>(x, b, token / kTile, first_channel, x.z_stride));
-      if (p.gate) fetch_rows<false>(s.gate, p.gate, x, at);
+      fetch_rows<Fit::any>(s.z, p.z, x, Source<T>(x, b, token / kTile, first_channel, x.z_stride));
+      if (p.gate) fetch_rows<Fit::any>(s.gate, p.gate, x, at);
     }
   };
 
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_sliced_kernel(const __gri
       float bias[2], rate[2][4], h[2][4];
       load_channels(recurrence.dt_bias, x, channel, bias);
       Values<true> values;
-      prepare<true>(values, 1.0f, s.u, s.dt, bias, lane, x.tokens - token);
+      prepare<true, Fit::any>(values, 1.0f, s.u, s.dt, bias, lane, x.tokens - token);
       s.drive[lane.warp].store(values, lane);
       load_rates(recurrence, x, channel, slice * kStates + lane.first_state, rate);
       s.load_states(part, h);
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_sliced_kernel(const __gri
       const std::int64_t row = token + begin + 2 * lane.quad;
       T* const out = p.out + x.sequence(b) + row * x.channels + channel;
       const auto store = [&](const auto& output) {
-        output.template store<false>(out, x, begin, x.tokens - token, channel, lane, own[group], sources[group]);
+        output.template store<Fit::any>(out, x, begin, x.tokens - token, channel, lane, own[group], sources[group]);
       };
       if (p.gate) {
         store(Output<true>(s.u, s.z, &s.gate, skip, begin, lane));

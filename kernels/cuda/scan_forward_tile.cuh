@@ -3,13 +3,13 @@
 // A warp walks 16 channels, a lane two of them and four states of each: channels 2·pair and 2·pair + 1, states 4·quad to
 // 4·quad + 3, with lane = 4·pair + quad. This is how m16n8 products hold their results, so that two kinds of them take work
 // off the step loop:
-//   Δu ⊗ B of all 16 channels and 8 states is one m16n8k4 product. A tf32 number has 11 bits. In float32 both factors are cut
-//   into two such pieces, whose four products are the four terms of k: as good as a float32 product (2^-21). In bfloat16,
-//   where states are saved with 8 bits, all four terms are the same, a quarter of the upper bits' product: so nobody cuts
-//   anything, all lanes of a channel read the same, and B is taken as it was fetched.
-//   h · C is one m16n8k8 product for 8 states, whose eight columns hold C of eight tokens. One column is of use, and the
-//   four lanes' states are summed on the way. In float32 this is done with both pieces of h and of C (2^-20); in bfloat16
-//   with the upper bits only (2^-10 of each term, where a stored output has 2^-9).
+//   Δu ⊗ B of all 16 channels and 8 states is one m16n8k4 product. A tf32 number has 11 bits. In float32 both factors are
+//   cut into two such pieces, whose four products are the four terms of k: as good as a float32 product (2^-21). In
+//   bfloat16, where states are saved with 8 bits, all four terms are the same, a quarter of the upper bits' product: so
+//   nobody cuts anything, all lanes of a channel read the same, and B is taken as it was fetched. h · C is one m16n8k8
+//   product for 8 states, whose eight columns hold C of eight tokens. One column is of use, and the four lanes' states are
+//   summed on the way. In float32 this is done with both pieces of h and of C (2^-20); in bfloat16 with the upper bits only
+//   (2^-10 of each term, where a stored output has 2^-9).
 // What remains of a state-step are two FP32 instructions, an ex2 and 0.8 floats from shared memory, which returns 32 of them
 // a clock to a multiprocessor: ex2 (16 a clock) is the bound, and Walk is about keeping its unit busy.
 #pragma once
@@ -20,6 +20,10 @@ namespace dm::cuda::scan::forward {
 
 /// What makes up for the 13 bits that a product of tensor cores drops of both its factors, 3.5e-4 of each on average.
 inline constexpr float kDropped = 1.0f + 2 * 3.522e-4f;
+
+/// What kernels may rely on. Aligned: rows of activations and 16 columns each of projections begin at multiples of 16 bytes,
+/// and copies are asynchronous. Whole: so they do, and all tokens of all tiles and all channels of all blocks exist.
+enum class Fit { any, aligned, whole };
 
 inline constexpr int kTile = 16;  ///< Tokens of a tile.
 inline constexpr int kGroup = 8;  ///< Tokens of a readout, and between saved states.
@@ -81,8 +85,8 @@ struct Source {
   }
 };
 
-/// Fills rows, zeros outside. kAligned: they begin at multiples of 16 bytes, and copies are asynchronous.
-template <bool kAligned, class T>
+/// Fills rows, zeros outside.
+template <Fit kFit, class T>
 __device__ void fetch_rows(Rows<T>& to, const T* from, const Extents& x, const Source<T>& at) {
   constexpr int kEach = Source<T>::kEach, kRow = Source<T>::kRow, kStep = kThreads / kRow;
   const int c = threadIdx.x % kRow * kEach;
@@ -92,8 +96,8 @@ __device__ void fetch_rows(Rows<T>& to, const T* from, const Extents& x, const S
     const T* row = from + (at.row + static_cast<std::int64_t>(first) * at.stride);
     T* const place = to.row(c / kWarpChannels, t) + c % kWarpChannels;
     const bool inside = at.token + t < x.tokens;
-    if constexpr (kAligned) {
-      copy16_async(place, row, inside && at.channel < x.channels);
+    if constexpr (kFit != Fit::any) {
+      copy16_async(place, row, kFit == Fit::whole || (inside && at.channel < x.channels));
     } else {
 #pragma unroll
       for (int k = 0; k < kEach; ++k) place[k] = inside && at.channel + k < x.channels ? row[k] : from_float<T>(0.0f);
@@ -101,13 +105,14 @@ __device__ void fetch_rows(Rows<T>& to, const T* from, const Extents& x, const S
   }
 }
 
-/// B of a tile, and C behind it when kBoth; zeros outside. kAligned: 16 columns each at multiples of 16 bytes.
-template <bool kAligned, bool kBoth, class T>
+/// B of a tile, and C behind it when kBoth; zeros outside.
+template <Fit kFit, bool kBoth, class T>
 __device__ void fetch_columns(float (*to)[kStates], const float* from, const Extents& x, int b, const Source<T>& at) {
-  if constexpr (kAligned) {
+  if constexpr (kFit != Fit::any) {
     const int quarter = threadIdx.x / 4;
     if (!kBoth && quarter >= kTile) return;
-    copy16_async(to[0] + 4 * threadIdx.x, from + at.column, at.token + quarter % kTile < x.tokens);
+    const bool inside = kFit == Fit::whole || at.token + quarter % kTile < x.tokens;
+    copy16_async(to[0] + 4 * threadIdx.x, from + at.column, inside);
   } else {
     const int column = x.columns - 2 * x.states;
     copy_columns<kTile>(to[0], from + x.column_rows(b), x, at.token, column, x.states);
@@ -116,17 +121,19 @@ __device__ void fetch_columns(float (*to)[kStates], const float* from, const Ext
 }
 
 /// C alone, as it is.
-template <bool kAligned, class T>
+template <Fit kFit, class T>
 __device__ void fetch_readout(float (*to)[kStates], const float* from, const Extents& x, int b, const Source<T>& at) {
-  if constexpr (kAligned) {
+  if constexpr (kFit != Fit::any) {
     const int quarter = static_cast<int>(threadIdx.x) / 4 - kTile;
-    if (quarter >= 0) copy16_async(to[quarter] + 4 * (threadIdx.x % 4), from + at.column, at.token + quarter < x.tokens);
+    const bool inside = kFit == Fit::whole || at.token + quarter < x.tokens;
+    if (quarter >= 0) copy16_async(to[quarter] + 4 * (threadIdx.x % 4), from + at.column, inside);
   } else {
     copy_columns<kTile>(to[0], from + x.column_rows(b), x, at.token, x.columns - x.states, x.states);
   }
 }
 
-/// Δ and, as terms of a product, Δu: its two pieces (kExact) or a quarter of it. Of lane-sized vectors as `prepare` makes them.
+/// Δ and, as terms of a product, Δu: its two pieces (kExact) or a quarter of it. Of lane-sized vectors as `prepare` makes
+/// them.
 template <bool kExact>
 using Values = float[kExact ? 3 : 2][8];
 
@@ -160,9 +167,9 @@ struct Drive {
 
 /// Of this lane's two channels and four tokens, [2·token + channel]; not kExact, Δu is multiplied by `term`. Tokens from
 /// `tokens` on are the identity.
-template <bool kExact, class T>
-__device__ void prepare(Values<kExact>& values, float term, const Rows<T>& u, const Rows<T>& dt, const float (&bias)[2], const Lane& lane,
-                        int tokens) {
+template <bool kExact, Fit kFit, class T>
+__device__ void prepare(Values<kExact>& values, float term, const Rows<T>& u, const Rows<T>& dt, const float (&bias)[2],
+                        const Lane& lane, int tokens) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int t = 4 * lane.quad + i;
@@ -173,7 +180,7 @@ __device__ void prepare(Values<kExact>& values, float term, const Rows<T>& u, co
     for (int c = 0; c < 2; ++c) {
       const int k = 2 * i + c;
       float delta = softplus<T>(dts[c] + bias[c]);
-      if (tokens < kTile) delta = t < tokens ? delta : 0.0f;
+      if (kFit != Fit::whole && tokens < kTile) delta = t < tokens ? delta : 0.0f;
       const float input = delta * us[c];
       values[0][k] = delta;
       if constexpr (kExact) {
@@ -194,6 +201,7 @@ struct InputColumns {
   __device__ const float4& first_term(const Lane& lane) const { return at[0][lane.pair]; }
 
   /// By the whole block from device memory, asynchronously; zeros outside.
+  template <Fit kFit>
   __device__ void fetch(const float* from, const Extents& x, std::int64_t single, int first_token) {
     const int n = threadIdx.x % kStates, t = threadIdx.x / kStates;
     float* const place = reinterpret_cast<float*>(&at[t / 4][n / 2 % 2 * kProduct + n / 4 * 2 + n % 2]) + t % 4;
@@ -201,7 +209,7 @@ struct InputColumns {
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       const float* const one = from + (single + static_cast<std::int64_t>(8 * k) * x.columns);
-      const bool inside = first_token + t + 8 * k < x.tokens && n < x.states;
+      const bool inside = kFit == Fit::whole || (first_token + t + 8 * k < x.tokens && n < x.states);
       copy4_async(place + k * sizeof(at) / 2 / sizeof(float), inside ? one : from, inside);
     }
   }

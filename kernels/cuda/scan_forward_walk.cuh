@@ -50,11 +50,11 @@ class Walk {
 #pragma unroll
     for (int i = 0; i < kLead; ++i) find_decay(delta_, rate, i, 0.0f, decay_[i]);
   }
-  /// Quad `quad`, `bytes` behind the first ones, its columns `column_bytes`; `after(i, h)` sees the states after each step. With kMore, exponentials of
-  /// the next quad are asked for, which is `next_quad` of what lies `next_bytes` behind.
+  /// Quad `quad`, `bytes` behind the first ones, its columns `column_bytes`; `after(i, h)` sees the states after each step.
+  /// With kMore, exponentials of the next quad are asked for, which is `next_quad` of what lies `next_bytes` behind.
   template <bool kMore, class After>
-  __device__ void advance(int bytes, int column_bytes, int quad, int next_bytes, int next_quad, const float (&rate)[2][4], float (&h)[2][4],
-                          const After& after) {
+  __device__ void advance(int bytes, int column_bytes, int quad, int next_bytes, int next_quad, const float (&rate)[2][4],
+                          float (&h)[2][4], const After& after) {
     float input[2][4], B[2][4];
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
@@ -88,7 +88,8 @@ class Walk {
 
   __device__ void load_delta(int bytes, int quad) {
 #pragma unroll
-    for (int k = 0; k < 2; ++k) load4(at(bytes + delta_place_) + kFloats * (Drive<kExact>::kStride * quad + 8 * k), delta_[k]);
+    for (int k = 0; k < 2; ++k)
+      load4(at(bytes + delta_place_) + kFloats * (Drive<kExact>::kStride * quad + 8 * k), delta_[k]);
   }
 
   const unsigned char* const shared_;

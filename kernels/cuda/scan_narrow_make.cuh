@@ -8,10 +8,11 @@ namespace dm::cuda::scan::forward {
 
 /// Copies of a warp's parts: 16 tokens, of activations with 16 channels and of projections with 16 columns. Moves from part
 /// to part, so that no address is computed twice.
-template <class T, bool kAligned>
+template <class T, Fit kFit>
 class PartCopy {
   static constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kNarrowChannels / kEach, kStep = 32 / kRow;
-  static constexpr int kColumnEach = kAligned ? 4 : 1, kColumnRow = kStates / kColumnEach, kColumnStep = 32 / kColumnRow;
+  static constexpr int kColumnEach = kFit != Fit::any ? 4 : 1, kColumnRow = kStates / kColumnEach,
+                       kColumnStep = 32 / kColumnRow;
 
  public:
   /// Activations' rows are `stride` apart.
@@ -40,8 +41,8 @@ class PartCopy {
       const T* row = from + (row_ + static_cast<std::int64_t>(round * kStep) * stride_);
       T* const place = to.row(lane.warp, t) + c;
       const bool inside = token_ + t < x_.tokens;
-      if constexpr (kAligned) {
-        copy16_async(place, row, inside && channel < x_.channels);
+      if constexpr (kFit != Fit::any) {
+        copy16_async(place, row, kFit == Fit::whole || (inside && channel < x_.channels));
       } else {
 #pragma unroll
         for (int k = 0; k < kEach; ++k) place[k] = inside && channel + k < x_.channels ? row[k] : from_float<T>(0.0f);
@@ -55,8 +56,8 @@ class PartCopy {
     for (int round = 0; round < kTile / kColumnStep; ++round) {
       const int t = thread / kColumnRow + round * kColumnStep;
       const float* at = from + (column_ + skipped + static_cast<std::int64_t>(round * kColumnStep) * x_.columns);
-      const bool inside = token_ + t < x_.tokens && n < x_.states;
-      if constexpr (kAligned) {
+      const bool inside = kFit == Fit::whole || (token_ + t < x_.tokens && n < x_.states);
+      if constexpr (kFit != Fit::any) {
         copy16_async(to[t] + n, at, inside);
       } else {
         copy4_async(to[t] + n, inside ? at : from, inside);
@@ -71,7 +72,7 @@ class PartCopy {
 #pragma unroll
     for (int round = 0; round < kTile / 2; ++round) {
       const float* at = from + (single_ + static_cast<std::int64_t>(2 * round) * x_.columns);
-      const bool inside = token_ + first + 2 * round < x_.tokens && n < x_.states;
+      const bool inside = kFit == Fit::whole || (token_ + first + 2 * round < x_.tokens && n < x_.states);
       copy4_async(place + NarrowColumns<false>::at_token(2 * round, 0), inside ? at : from, inside);
     }
   }
@@ -84,7 +85,7 @@ class PartCopy {
 };
 
 /// One warp: turn `turn` of it is part warp + 4 · turn.
-template <class T, int kRecurrences, bool kAligned>
+template <class T, int kRecurrences, Fit kFit>
 class NarrowMaker {
   using Shared = NarrowShared<T, kRecurrences>;
   static constexpr bool kGated = kRecurrences > 1;
@@ -171,8 +172,8 @@ class NarrowMaker {
   /// Δ and Δu of recurrence r.
   __device__ void find(int turn, int r, Values<Shared::kExact>& values) const {
     const typename Shared::Raw& from = s_.raw[turn & 1];
-    prepare<Shared::kExact>(values, NarrowDrive<Shared::kExact>::kTerm, r == 0 ? s_.u[turn & 3] : from.source_u[r - 1], from.dt[r], bias_[r], lane_,
-            x_.tokens - part_of(turn) * kTile);
+    prepare<Shared::kExact, kFit>(values, NarrowDrive<Shared::kExact>::kTerm, r == 0 ? s_.u[turn & 3] : from.source_u[r - 1],
+                                  from.dt[r], bias_[r], lane_, x_.tokens - part_of(turn) * kTile);
   }
   __device__ void find_ahead(int turn) {
     if (!exists(turn)) return;
@@ -213,7 +214,7 @@ class NarrowMaker {
           to[i % 2][i / 2] = r < 2 ? sum : to[i % 2][i / 2] + sum;
         }
       }
-      output.template store<kAligned>(out_, x_, begin, x_.tokens - token, channel_, lane_, own, sources);
+      output.template store<kFit>(out_, x_, begin, x_.tokens - token, channel_, lane_, own, sources);
       out_ += static_cast<std::int64_t>(kGroup) * x_.channels;
     }
     out_ += static_cast<std::int64_t>((kWarps - 1) * kTile) * x_.channels;
@@ -224,7 +225,7 @@ class NarrowMaker {
   Shared& s_;
   const Lane lane_;
   int parts_, channel_;
-  PartCopy<T, kAligned> ahead_, current_, current_z_;  ///< Of what a tile is made of, and of what its output is.
+  PartCopy<T, kFit> ahead_, current_, current_z_;  ///< Of what a tile is made of, and of what its output is.
   float bias_[kRecurrences][2], skip_[2];
   Values<Shared::kExact> values_[kAhead];
   T* out_;

@@ -11,7 +11,7 @@ namespace dm::cuda::scan::forward {
 /// the rank-one terms of a quad are made while the one before it is walked, a token's once that token's place is free; what
 /// they are made of is loaded another quad ahead. Left alone, the compiler makes them late and waits for them: as in Walk, a
 /// zero that it cannot know to be one ties an exponential to what must have been made before it.
-template <class T, int kRecurrences>
+template <class T, int kRecurrences, Fit kFit>
 class NarrowWalker {
   using Shared = NarrowShared<T, kRecurrences>;
   static constexpr bool kExact = Shared::kExact;
@@ -71,7 +71,7 @@ class NarrowWalker {
 #pragma unroll
       for (int q = 0; q < kQuads; ++q) {
         if (q % 2 == 0) {
-          const bool inside = part * kTile + 4 * q < x_.tokens;
+          const bool inside = kFit == Fit::whole || part * kTile + 4 * q < x_.tokens;
           store2_if(saving && inside, states, h_);
           states += states_a_chunk;
 #pragma unroll

@@ -108,7 +108,7 @@ struct Span {
   __device__ std::uint32_t parity(int tile) const { return (tile - first) >> 1 & 1; }
 };
 
-template <class T, int kRecurrences, bool kAligned, bool kReadout>
+template <class T, int kRecurrences, Fit kFit, bool kReadout>
 __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, kReadout>& s, const Span& span,
                      const Recurrence<T>* recurrences, float (&sum)[2]) {
   using Shared = ForwardShared<T, kRecurrences, kReadout>;
@@ -125,34 +125,34 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
   Source<T> current_z(x, b, span.first, first_channel, x.z_stride);
   const auto fetch_inputs = [&](int tile) {
     typename Shared::Inputs& to = s.inputs[tile & 1];
-    fetch_rows<kAligned>(s.u[tile & 3], recurrences[0].u, x, ahead);
+    fetch_rows<kFit>(s.u[tile & 3], recurrences[0].u, x, ahead);
     if constexpr (Shared::kExact) {
       auto& columns = to.columns[0];
-      fetch_columns<kAligned, kReadout>(columns.B, recurrences[0].dbc, x, b, ahead);
+      fetch_columns<kFit, kReadout>(columns.B, recurrences[0].dbc, x, b, ahead);
 #pragma unroll
       for (int r = 1; r < kRecurrences; ++r) {
-        fetch_columns<kAligned, false>(columns.source_B[r - 1], recurrences[r].dbc, x, b, ahead);
+        fetch_columns<kFit, false>(columns.source_B[r - 1], recurrences[r].dbc, x, b, ahead);
       }
     } else {
       typename Shared::Columns& columns = s.columns[tile & 3];
-      if constexpr (kReadout) fetch_readout<kAligned>(columns.readout.at[0], recurrences[0].dbc, x, b, ahead);
+      if constexpr (kReadout) fetch_readout<kFit>(columns.readout.at[0], recurrences[0].dbc, x, b, ahead);
 #pragma unroll
       for (int r = 0; r < kRecurrences; ++r) {
-        columns.input[r].fetch(recurrences[r].dbc, x, ahead.single, ahead.token);
+        columns.input[r].template fetch<kFit>(recurrences[r].dbc, x, ahead.single, ahead.token);
       }
     }
 #pragma unroll
-    for (int r = 0; r < kRecurrences; ++r) fetch_rows<kAligned>(to.dt[r], recurrences[r].dt, x, ahead);
+    for (int r = 0; r < kRecurrences; ++r) fetch_rows<kFit>(to.dt[r], recurrences[r].dt, x, ahead);
 #pragma unroll
     for (int r = 1; r < kRecurrences; ++r) {
-      fetch_rows<kAligned>(to.source_u[r - 1], recurrences[r].u, x, ahead);
+      fetch_rows<kFit>(to.source_u[r - 1], recurrences[r].u, x, ahead);
     }
     ahead.next(x);
   };
   const auto fetch_output_inputs = [&](int tile) {
     typename Shared::OutputInputs& to = s.output_inputs[tile & 1];
-    fetch_rows<kAligned>(to.z[0], p.z, x, current_z);
-    if constexpr (Shared::kGates > 0) fetch_rows<kAligned>(to.gate[0], p.gate, x, current);
+    fetch_rows<kFit>(to.z[0], p.z, x, current_z);
+    if constexpr (Shared::kGates > 0) fetch_rows<kFit>(to.gate[0], p.gate, x, current);
     current.next(x);
     current_z.next(x);
   };
@@ -174,7 +174,8 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
       }
       auto& drive = to.drive[r][lane.warp];
       Values<Shared::kExact> values;
-      prepare<Shared::kExact>(values, drive.kTerm, r == 0 ? s.u[tile & 3] : from.source_u[r - 1], from.dt[r], bias[r], lane, x.tokens - tile * kTile);
+      prepare<Shared::kExact, kFit>(values, drive.kTerm, r == 0 ? s.u[tile & 3] : from.source_u[r - 1], from.dt[r], bias[r],
+                                    lane, x.tokens - tile * kTile);
       drive.store(values, lane);
       if constexpr (!kReadout) {
 #pragma unroll
@@ -202,7 +203,7 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
 #pragma unroll
         for (int i = 0; i < 4; ++i) to[i / 2][i % 2] = r < 2 ? values[i] : to[i / 2][i % 2] + values[i];
       }
-      output.template store<kAligned>(out, x, begin, x.tokens - tile * kTile, channel, lane, own, sources);
+      output.template store<kFit>(out, x, begin, x.tokens - tile * kTile, channel, lane, own, sources);
       out += std::int64_t{kGroup} * x.channels;
     }
   };
@@ -233,7 +234,7 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
 }
 
 /// `r` of the block's recurrences, from h; with kSaves its states are saved on the way, where there is a place for them.
-template <bool kSaves, class T, int kRecurrences, bool kReadout>
+template <bool kSaves, Fit kFit, class T, int kRecurrences, bool kReadout>
 __device__ void walk(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, kReadout>& s, const Span& span, int r,
                      const Recurrence<T>& recurrence, float (&h)[2][4]) {
   using Shared = ForwardShared<T, kRecurrences, kReadout>;
@@ -247,7 +248,7 @@ __device__ void walk(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
   load_rates(recurrence, x, channel, lane.first_state, rate);
   T* states = kSaves ? saved_states(p, span.first * kTile, 0, channel, lane) : nullptr;
   const std::int64_t states_a_chunk = std::int64_t{x.channels} * kStates;
-  const bool saving = states != nullptr, second = saving && channel + 1 < x.channels;
+  const bool saving = states != nullptr, second = saving && (kFit == Fit::whole || channel + 1 < x.channels);
 
   Readout<Shared::kExact> readout;
   float y[2][2] = {};
@@ -279,7 +280,7 @@ __device__ void walk(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
       }
       if (half == 0) {
         if constexpr (kSaves) {
-          const bool inside = tile * kTile + quad * 4 < x.tokens;
+          const bool inside = kFit == Fit::whole || tile * kTile + quad * 4 < x.tokens;
           save_states(saving && inside, second && inside, states, h);
           states += states_a_chunk;
         }
@@ -327,7 +328,7 @@ __device__ void grow_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
 }
 
-template <class T, int kSources, bool kAligned>
+template <class T, int kSources, Fit kFit>
 __global__ void __launch_bounds__(threads_of<1 + kSources>(), Registers<T, kSources>::kBlocks)
     forward_kernel(const __grid_constant__ ForwardParams<T> p) {
   constexpr int kRecurrences = 1 + kSources;
@@ -340,7 +341,7 @@ __global__ void __launch_bounds__(threads_of<1 + kSources>(), Registers<T, kSour
   if (r < 0) {
     shrink_registers<Registers<T, kSources>::kMakers>();
     float unused[2];
-    make<T, kRecurrences, kAligned, true>(p, s, span, p.recurrence, unused);
+    make<T, kRecurrences, kFit, true>(p, s, span, p.recurrence, unused);
   } else {
     grow_registers<Registers<T, kSources>::kWalkers>();
     const Lane lane;
@@ -348,16 +349,16 @@ __global__ void __launch_bounds__(threads_of<1 + kSources>(), Registers<T, kSour
     float h[2][4];
     load_start(p, r, channel, lane.first_state, h);
     if (kSources == 0 || r == 0) {
-      walk<true>(p, s, span, r, p.recurrence[r], h);
+      walk<true, kFit>(p, s, span, r, p.recurrence[r], h);
       if (span.end == tiles) store_final(p, channel, lane.first_state, h);
     } else {
-      walk<false>(p, s, span, r, p.recurrence[r], h);
+      walk<false, kFit>(p, s, span, r, p.recurrence[r], h);
     }
   }
 }
 
 /// The first pass over segments: from zero to the end of each but the last, without a readout.
-template <class T, bool kAligned>
+template <class T, Fit kFit>
 __global__ void __launch_bounds__(threads_of<1>(), 2) segment_kernel(const __grid_constant__ ForwardParams<T> p) {
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   auto& s = *reinterpret_cast<ForwardShared<T, 1, false>*>(shared_bytes);
@@ -369,7 +370,7 @@ __global__ void __launch_bounds__(threads_of<1>(), 2) segment_kernel(const __gri
   const Segments& segments = p.segments[r];
   if (threadIdx.x < kThreads) {
     float sum[2] = {};
-    make<T, 1, kAligned, false>(p, s, span, p.recurrence + r, sum);
+    make<T, 1, kFit, false>(p, s, span, p.recurrence + r, sum);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       sum[c] += __shfl_xor_sync(0xffffffffu, sum[c], 1);
@@ -378,7 +379,7 @@ __global__ void __launch_bounds__(threads_of<1>(), 2) segment_kernel(const __gri
     }
   } else {
     float h[2][4] = {};
-    walk<false>(p, s, span, 0, p.recurrence[r], h);
+    walk<false, kFit>(p, s, span, 0, p.recurrence[r], h);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       if (channel + c >= x.channels) continue;
@@ -388,7 +389,7 @@ __global__ void __launch_bounds__(threads_of<1>(), 2) segment_kernel(const __gri
 }
 
 /// Narrow blocks: 16 channels, two states a lane, whole sequences.
-template <class T, int kSources, bool kAligned>
+template <class T, int kSources, Fit kFit>
 __global__ void __launch_bounds__(threads_of<1 + kSources>(), kSources == 0 ? 2 : 1)
     narrow_kernel(const __grid_constant__ ForwardParams<T> p) {
   extern __shared__ __align__(16) unsigned char shared_bytes[];
@@ -396,9 +397,9 @@ __global__ void __launch_bounds__(threads_of<1 + kSources>(), kSources == 0 ? 2 
   const int parts = (p.x.tokens + kTile - 1) / kTile, r = static_cast<int>(threadIdx.x) / kThreads - 1;
   s.start();
   if (r < 0) {
-    NarrowMaker<T, 1 + kSources, kAligned>(p, s, parts).run();
+    NarrowMaker<T, 1 + kSources, kFit>(p, s, parts).run();
   } else {
-    NarrowWalker<T, 1 + kSources>(p, s, r).run(parts);
+    NarrowWalker<T, 1 + kSources, kFit>(p, s, r).run(parts);
   }
 }
 
@@ -416,23 +417,23 @@ void lay_out_segments(ForwardParams<T>& p, const NativeStream& native, int segme
   }
 }
 
-template <class T, bool kAligned>
+template <class T, Fit kFit>
 void run_in_registers(const NativeStream& native, const ForwardParams<T>& p, int segments) {
   const auto blocks = static_cast<unsigned>(blocks_of(p.x.channels)), batch = static_cast<unsigned>(p.x.batch);
   if (segments > 1) {
     const dim3 grid(blocks, batch, static_cast<unsigned>((segments - 1) * p.recurrences));
-    launch(segment_kernel<T, kAligned>, grid, threads_of<1>(), sizeof(ForwardShared<T, 1, false>), native, p);
+    launch(segment_kernel<T, kFit>, grid, threads_of<1>(), sizeof(ForwardShared<T, 1, false>), native, p);
     for (int r = 0; r < p.recurrences; ++r) {
       run_enter_segments(native, p.x, p.recurrence[r], p.segments[r], p.segments[r], p.recurrence[r].initial, false);
     }
   }
   const dim3 grid(blocks, batch, static_cast<unsigned>(segments));
   if (p.recurrences == 1) {
-    launch(forward_kernel<T, 0, kAligned>, grid, threads_of<1>(), sizeof(ForwardShared<T, 1, true>), native, p);
+    launch(forward_kernel<T, 0, kFit>, grid, threads_of<1>(), sizeof(ForwardShared<T, 1, true>), native, p);
   } else if (p.recurrences == 2) {
-    launch(forward_kernel<T, 1, kAligned>, grid, threads_of<2>(), sizeof(ForwardShared<T, 2, true>), native, p);
+    launch(forward_kernel<T, 1, kFit>, grid, threads_of<2>(), sizeof(ForwardShared<T, 2, true>), native, p);
   } else {
-    launch(forward_kernel<T, 2, kAligned>, grid, threads_of<3>(), sizeof(ForwardShared<T, 3, true>), native, p);
+    launch(forward_kernel<T, 2, kFit>, grid, threads_of<3>(), sizeof(ForwardShared<T, 3, true>), native, p);
   }
 }
 
@@ -440,15 +441,15 @@ void run_in_registers(const NativeStream& native, const ForwardParams<T>& p, int
 template <class T>
 constexpr int kNarrowSources = sizeof(NarrowShared<T, 3>) <= 227 * 1024 ? 2 : 1;
 
-template <class T, bool kAligned>
+template <class T, Fit kFit>
 void run_narrow(const NativeStream& native, const ForwardParams<T>& p) {
   const dim3 grid(static_cast<unsigned>(pieces(p.x.channels, kNarrowChannels)), static_cast<unsigned>(p.x.batch));
   if (p.recurrences == 1) {
-    launch(narrow_kernel<T, 0, kAligned>, grid, threads_of<1>(), sizeof(NarrowShared<T, 1>), native, p);
+    launch(narrow_kernel<T, 0, kFit>, grid, threads_of<1>(), sizeof(NarrowShared<T, 1>), native, p);
   } else if (p.recurrences == 2) {
-    launch(narrow_kernel<T, 1, kAligned>, grid, threads_of<2>(), sizeof(NarrowShared<T, 2>), native, p);
+    launch(narrow_kernel<T, 1, kFit>, grid, threads_of<2>(), sizeof(NarrowShared<T, 2>), native, p);
   } else if constexpr (kNarrowSources<T> == 2) {
-    launch(narrow_kernel<T, 2, kAligned>, grid, threads_of<3>(), sizeof(NarrowShared<T, 3>), native, p);
+    launch(narrow_kernel<T, 2, kFit>, grid, threads_of<3>(), sizeof(NarrowShared<T, 3>), native, p);
   }
 }
 
@@ -487,17 +488,22 @@ void run(const NativeStream& native, const ScanForwardArgs& args) {
   }
   bool all_aligned = p.x.vector && p.x.states == kStates && p.x.columns % 4 == 0;
   for (int r = 0; r < p.recurrences; ++r) all_aligned = all_aligned && aligned<16>(p.recurrence[r].dbc);
+  const bool whole = p.x.tokens % kTile == 0;
   if (p.recurrences <= 1 + kNarrowSources<T> && narrow_pays(p.x.batch, p.x.channels)) {
-    return all_aligned ? run_narrow<T, true>(native, p) : run_narrow<T, false>(native, p);
+    if (!all_aligned) return run_narrow<T, Fit::any>(native, p);
+    return whole && p.x.channels % kNarrowChannels == 0 ? run_narrow<T, Fit::whole>(native, p)
+                                                        : run_narrow<T, Fit::aligned>(native, p);
   }
   const std::int64_t tiles = pieces(p.x.tokens, kTile);
   p.tiles_a_segment = static_cast<int>(pieces(tiles, segments_of(p.x.batch, p.x.tokens, p.x.channels)));
   const auto segments = static_cast<int>(pieces(tiles, p.tiles_a_segment));
   if (segments > 1) lay_out_segments(p, native, segments);
-  if (all_aligned) {
-    run_in_registers<T, true>(native, p, segments);
+  if (!all_aligned) {
+    run_in_registers<T, Fit::any>(native, p, segments);
+  } else if (whole && p.x.channels % kChannels == 0) {
+    run_in_registers<T, Fit::whole>(native, p, segments);
   } else {
-    run_in_registers<T, false>(native, p, segments);
+    run_in_registers<T, Fit::aligned>(native, p, segments);
   }
 }
 
