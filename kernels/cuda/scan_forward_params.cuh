@@ -125,15 +125,14 @@ struct Output {
 
   template <class T>
   __device__ Output(const Rows<T>& u, const Rows<T>& z, const Rows<T>* gates, const float (&skip)[2], int begin,
-                    const Lane& lane) {
+                    const MakerLane<T>& lane) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int c = 2 * lane.pair;
-      load2(u.group_row(lane.warp, begin, lane.quad, i) + c, base[i]);
-      load2(z.group_row(lane.warp, begin, lane.quad, i) + c, scale[i]);
+      load2(lane.of_group(u, begin, i), base[i]);
+      load2(lane.of_group(z, begin, i), scale[i]);
       silu_pair(scale[i]);
       if constexpr (kGated) {
-        load2(gates->group_row(lane.warp, begin, lane.quad, i) + c, gate[i]);
+        load2(lane.of_group(*gates, begin, i), gate[i]);
         silu_pair(gate[i]);
       }
 #pragma unroll

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward_sliced_kernel(const __gri
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   SlicedShared<T>& s = *reinterpret_cast<SlicedShared<T>*>(shared_bytes);
   const Extents& x = p.x;
-  const Lane lane;
+  const MakerLane<T> lane;
   const int b = blockIdx.y, first_channel = blockIdx.x * kChannels, channel = first_channel + lane.first_channel;
   const int parts = p.recurrences * x.slices;
 

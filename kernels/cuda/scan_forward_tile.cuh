@@ -32,6 +32,13 @@ inline constexpr int kWarps = kThreads / 32;
 inline constexpr int kWarpChannels = kChannels / kWarps;
 static_assert(kWarpChannels == 16 && kGroup == kSavedTokens);
 
+/// A place that the compiler keeps in a register, since it would find it again for every tile; in float32 it has none left.
+template <class T>
+__device__ int kept(int place) {
+  if constexpr (!std::is_same_v<T, float>) asm("" : "+r"(place));
+  return place;
+}
+
 struct Lane {
   int warp;  ///< of the four that share a block's channels
   int pair, quad, first_channel, first_state;
@@ -47,14 +54,24 @@ struct Lane {
 /// two apart meet no bank twice.
 template <class T>
 struct alignas(16) Rows {
-  T at[kWarps][kTile + kQuads][kWarpChannels];
+  static constexpr int kRows = kTile + kQuads;
+  T at[kWarps][kRows][kWarpChannels];
 
+  /// Of a warp's row, in elements.
+  static __device__ int place(int warp, int token) { return (warp * kRows + token + token / 4) * kWarpChannels; }
   __device__ T* row(int warp, int token) { return at[warp][token + token / 4]; }
   __device__ const T* row(int warp, int token) const { return at[warp][token + token / 4]; }
-  /// Tokens 4 · quad + i, and begin + 2 · quad + i with `begin` a multiple of 8: i is added last, where it costs nothing.
-  __device__ const T* quad_row(int warp, int quad, int i) const { return at[warp][5 * quad] + i * kWarpChannels; }
-  __device__ const T* group_row(int warp, int begin, int quad, int i) const {
-    return at[warp][2 * quad + quad / 2] + (begin + begin / 4 + i) * kWarpChannels;
+};
+/// Where a lane that makes finds its channels of tokens 4 · quad and 2 · quad in Rows.
+template <class T>
+struct MakerLane : Lane {
+  const int quad_row = kept<T>(Rows<T>::place(warp, 4 * quad) + 2 * pair);
+  const int group_row = kept<T>(Rows<T>::place(warp, 2 * quad) + 2 * pair);
+
+  /// Token 4 · quad + i, and token begin + 2 · quad + i with `begin` a multiple of 8.
+  __device__ const T* of_quad(const Rows<T>& rows, int i) const { return rows.at[0][0] + quad_row + i * kWarpChannels; }
+  __device__ const T* of_group(const Rows<T>& rows, int begin, int i) const {
+    return rows.at[0][0] + group_row + (begin + begin / 4 + i) * kWarpChannels;
   }
 };
 
@@ -68,10 +85,13 @@ struct Source {
   std::int64_t single;  ///< of a projection: one B, eight tokens before another
   int token, channel;
   int stride;  ///< Elements between rows of the activation.
+  int place;   ///< In Rows.
 
   __device__ Source(const Extents& x, int b, int tile, int first_channel, int stride) : stride(stride) {
     const int thread = threadIdx.x, t = thread / kRow, quarter = thread / 4;
     token = tile * kTile, channel = first_channel + thread % kRow * kEach;
+    const int c = thread % kRow * kEach;
+    place = kept<T>(Rows<T>::place(c / kWarpChannels, t) + c % kWarpChannels);
     row = x.sequence(b, stride) + static_cast<std::int64_t>(token + t) * stride + channel;
     column = x.column_rows(b) + static_cast<std::int64_t>(token + quarter % kTile) * x.columns + x.columns - 2 * x.states +
              quarter / kTile * x.states + thread % 4 * 4;
@@ -94,7 +114,8 @@ __device__ void fetch_rows(Rows<T>& to, const T* from, const Extents& x, const S
   for (int first = 0; first < kTile; first += kStep) {
     const int t = first + static_cast<int>(threadIdx.x) / kRow;
     const T* row = from + (at.row + static_cast<std::int64_t>(first) * at.stride);
-    T* const place = to.row(c / kWarpChannels, t) + c % kWarpChannels;
+    T* const place = std::is_same_v<T, float> ? to.row(c / kWarpChannels, t) + c % kWarpChannels
+                                              : to.at[0][0] + at.place + Rows<T>::place(0, first);
     const bool inside = at.token + t < x.tokens;
     if constexpr (kFit != Fit::any) {
       copy16_async(place, row, kFit == Fit::whole || (inside && at.channel < x.channels));
@@ -169,13 +190,13 @@ struct Drive {
 /// `tokens` on are the identity.
 template <bool kExact, Fit kFit, class T>
 __device__ void prepare(Values<kExact>& values, float term, const Rows<T>& u, const Rows<T>& dt, const float (&bias)[2],
-                        const Lane& lane, int tokens) {
+                        const MakerLane<T>& lane, int tokens) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int t = 4 * lane.quad + i;
     float us[2], dts[2];
-    load2(u.quad_row(lane.warp, lane.quad, i) + 2 * lane.pair, us);
-    load2(dt.quad_row(lane.warp, lane.quad, i) + 2 * lane.pair, dts);
+    load2(lane.of_quad(u, i), us);
+    load2(lane.of_quad(dt, i), dts);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int k = 2 * i + c;

@@ -18,6 +18,7 @@ class PartCopy {
   /// Activations' rows are `stride` apart.
   __device__ PartCopy(const Extents& x, int stride, int token) : x_(x), stride_(stride), token_(token) {
     const int thread = threadIdx.x % 32, channel = blockIdx.x * kNarrowChannels + thread % kRow * kEach;
+    place_ = kept<T>(Rows<T>::place(threadIdx.x / 32 % kWarps, thread / kRow) + thread % kRow * kEach);
     row_ = x.sequence(blockIdx.y, stride) + static_cast<std::int64_t>(token + thread / kRow) * stride + channel;
     column_ = x.column_rows(blockIdx.y) + static_cast<std::int64_t>(token + thread / kColumnRow) * x.columns + x.columns -
               2 * x.states + thread % kColumnRow * kColumnEach;
@@ -32,14 +33,14 @@ class PartCopy {
   }
 
   /// Zeros outside.
-  __device__ void rows(Rows<T>& to, const T* from, const Lane& lane) const {
+  __device__ void rows(Rows<T>& to, const T* from) const {
     const int thread = threadIdx.x % 32, c = thread % kRow * kEach;
     const int channel = static_cast<int>(blockIdx.x) * kNarrowChannels + c;
 #pragma unroll
     for (int round = 0; round < kTile / kStep; ++round) {
       const int t = thread / kRow + round * kStep;
       const T* row = from + (row_ + static_cast<std::int64_t>(round * kStep) * stride_);
-      T* const place = to.row(lane.warp, t) + c;
+      T* const place = to.at[0][0] + place_ + Rows<T>::place(0, round * kStep);
       const bool inside = token_ + t < x_.tokens;
       if constexpr (kFit != Fit::any) {
         copy16_async(place, row, kFit == Fit::whole || (inside && channel < x_.channels));
@@ -81,6 +82,7 @@ class PartCopy {
   const Extents& x_;
   const int stride_;
   int token_;
+  int place_;  ///< In Rows.
   std::int64_t row_, column_, single_;
 };
 
@@ -144,7 +146,7 @@ class NarrowMaker {
   /// These three in the order of turns.
   __device__ void fetch_inputs(int turn) {
     typename Shared::Raw& to = s_.raw[turn & 1];
-    ahead_.rows(s_.u[turn & 3], p_.recurrence[0].u, lane_);
+    ahead_.rows(s_.u[turn & 3], p_.recurrence[0].u);
     typename Shared::Columns* const columns = s_.columns + ((turn & 3) * kRing + lane_.warp);
     if constexpr (Shared::kExact) {
       ahead_.columns(to.columns[0].C[lane_.warp], p_.recurrence[0].dbc, x_.states);
@@ -153,20 +155,20 @@ class NarrowMaker {
     }
 #pragma unroll
     for (int r = 0; r < kRecurrences; ++r) {
-      ahead_.rows(to.dt[r], p_.recurrence[r].dt, lane_);
+      ahead_.rows(to.dt[r], p_.recurrence[r].dt);
       if constexpr (Shared::kExact) {
         ahead_.columns(to.columns[0].B[r][lane_.warp], p_.recurrence[r].dbc, 0);
       } else {
         ahead_.input_columns(columns->input[r], p_.recurrence[r].dbc);
       }
-      if (r > 0) ahead_.rows(to.source_u[r - 1], p_.recurrence[r].u, lane_);
+      if (r > 0) ahead_.rows(to.source_u[r - 1], p_.recurrence[r].u);
     }
     ahead_.next();
   }
   __device__ void fetch_output_inputs(int turn) {
-    current_z_.rows(s_.z[turn & 1], p_.z, lane_);
+    current_z_.rows(s_.z[turn & 1], p_.z);
     current_z_.next();
-    if constexpr (kGated) current_.rows(s_.gate[turn & 1], p_.gate, lane_), current_.next();
+    if constexpr (kGated) current_.rows(s_.gate[turn & 1], p_.gate), current_.next();
   }
 
   /// Δ and Δu of recurrence r.
@@ -223,7 +225,7 @@ class NarrowMaker {
   const ForwardParams<T>& p_;
   const Extents& x_;
   Shared& s_;
-  const Lane lane_;
+  const MakerLane<T> lane_;
   int parts_, channel_;
   PartCopy<T, kFit> ahead_, current_, current_z_;  ///< Of what a tile is made of, and of what its output is.
   float bias_[kRecurrences][2], skip_[2];

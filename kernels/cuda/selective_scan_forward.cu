@@ -1,8 +1,9 @@
 // The selective scan forward on the GPU: a block walks 64 channels of one sequence through time, all states in registers.
 //
 // A block has four warps that make and four warps a recurrence that walk, 16 channels to a warp of either. Makers fetch raw
-// inputs one tile of 16 tokens ahead, make Δ (one softplus a channel and token), Δu and the pieces of B and C of the next
-// tile, and turn the readout of the last one into `out`. Walkers do nothing but steps (scan_forward_tile.cuh says how), so
+// inputs one tile of 16 tokens ahead, make Δ (one softplus a channel and token) and Δu of the next tile (in float32 pieces
+// of it and of B and C; in bfloat16 walkers read B and C as they were fetched), and turn the readout of the last one into
+// `out`. Walkers do nothing but steps (scan_forward_tile.cuh says how), so
 // that their loop is short. Two tiles of work go round, and how makers and walkers wait for each other depends on the
 // sources:
 //   None: one barrier a tile for all. A multiprocessor has two blocks, of which one works while the other's tile begins.
@@ -113,7 +114,7 @@ __device__ void make(const ForwardParams<T>& p, ForwardShared<T, kRecurrences, k
                      const Recurrence<T>* recurrences, float (&sum)[2]) {
   using Shared = ForwardShared<T, kRecurrences, kReadout>;
   const Extents& x = p.x;
-  const Lane lane;
+  const MakerLane<T> lane;
   const int b = blockIdx.y, first_channel = blockIdx.x * kChannels, channel = first_channel + lane.first_channel;
   float bias[kRecurrences][2], skip[2] = {};
 #pragma unroll

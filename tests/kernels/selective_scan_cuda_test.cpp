@@ -322,7 +322,8 @@ TEST_P(SelectiveScanCuda, WholeTiles) {
     expect_twins_agree({.B = 2, .T = 96, .D = 128, .N = 16, .R = 4, .sources = sources, .readers = 1, .wide = true},
                        GetParam());
   }
-  for (const int sources : {1, 2}) {
+  for (const int sources : {0, 1, 2}) {
+    expect_twins_agree({.B = 2, .T = 160, .D = 128, .N = 16, .R = 4, .sources = sources, .readers = 0}, GetParam());
     expect_twins_agree({.B = 1, .T = 4096, .D = 64, .N = 16, .R = 4, .sources = sources, .readers = 1, .in_place = true},
                        GetParam());
   }
@@ -355,6 +356,7 @@ TEST_P(SelectiveScanCuda, NarrowBlocks) {
   }
   for (const int sources : {0, 1, 2}) {
     expect_twins_agree({.B = 60, .T = 40, .D = 50, .N = 7, .R = 1, .sources = sources, .readers = 0}, GetParam());
+    expect_twins_agree({.B = 30, .T = 400, .D = 64, .N = 16, .R = 4, .sources = sources, .readers = 0}, GetParam());
     expect_twins_agree({.B = 30, .T = 50, .D = 64, .N = 16, .R = 4, .sources = sources, .readers = 0, .in_place = true},
                        GetParam());
     expect_twins_agree({.B = 30, .T = 50, .D = 64, .N = 16, .R = 4, .sources = sources, .readers = 0, .shifted = true},
