@@ -2,6 +2,7 @@
 // each tile, their states waiting in shared memory. The last part is the layer's own first slice.
 #pragma once
 
+#include "kernels/cuda/scan_forward_fetch.cuh"
 #include "kernels/cuda/scan_forward_params.cuh"
 
 namespace dm::cuda::scan::forward {

@@ -15,6 +15,7 @@
 // Where sequences and channels are few, blocks of 16 channels take over (scan_narrow_tile.cuh).
 //
 // Bytes of device memory a channel and token in bf16: 8, 4 a source and 2 for the gate, 4 for saved states.
+#include "kernels/cuda/scan_forward_fetch.cuh"
 #include "kernels/cuda/scan_forward_params.cuh"
 #include "kernels/cuda/scan_forward_sliced.cuh"
 #include "kernels/cuda/scan_narrow_make.cuh"
