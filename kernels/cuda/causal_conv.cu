@@ -17,6 +17,7 @@
 
 #include "kernels/cuda/causal_conv_product.cuh"
 #include "kernels/cuda/reduction.cuh"
+#include "kernels/cuda/register_share.cuh"
 #include "kernels/matmul.h"
 
 namespace dm::cuda {
@@ -25,14 +26,27 @@ namespace {
 using namespace conv;
 
 constexpr int kMaxTaps = 8;
-constexpr int kProjectedResident = 1;  // blocks of backward_projected a multiprocessor: the product's columns fill registers
-constexpr int kProjectedStart = 48;    // tokens it could walk while it starts and ends a tile
-constexpr int kForwardTokens = 8;      // a thread
+constexpr int kProjectedResident = 1;                     // blocks of backward_projected a multiprocessor
+constexpr int kCopyRegisters = 40, kWalkRegisters = 232;  // a thread that copies, and one that walks with columns of K
+static_assert(kProjectedResident * (kCopyThreads * kCopyRegisters + kWalkThreads * kWalkRegisters) <= 65536);
+constexpr int kForwardTokens = 8;  // a thread
 // Blocks a multiprocessor, as many as registers hold
 template <class T>
 constexpr int kForwardResident = std::is_same_v<T, float> ? 5 : 8;
 constexpr int kBackwardResident = 4;
-constexpr int kBackwardStart = 8;  // as kProjectedStart
+
+/// What tiles of backward cost beside their tokens: as many more as a block could walk while it starts and ends one, and the
+/// part of a tile's time by which the last blocks end apart.
+struct TileCost {
+  int start;
+  double spread;
+};
+constexpr TileCost kBackwardCost{8, 0};
+/// Of backward_projected, which starts with the columns of a product of K. Of blocks that walk side by side some get a sixth
+/// more of the memory's rate than others.
+constexpr TileCost projected_cost(int K) {
+  return {20 + K / 2, 0.08};
+}
 
 /// Grid: groups of a warp's channels, of a block's tokens (eight a warp), batch. A thread has all its loads in flight at
 /// once; the tokens that two of a block's warps read are in the first-level cache.
@@ -137,28 +151,23 @@ __device__ inline void store_where(bool there, bf16* to, const float (&x)[kChann
                : "memory");
 }
 
-/// As `backward`, with the product added to dout on the way. A warp has 32 channels; each of its four lanes of four
-/// channels walks another quarter of the tile. What bounds it beside memory is the power of its instructions: 27 a channel
-/// and token, of which 20 are the arithmetic of the convolution.
+/// What a thread of backward_projected that walks does, for four channels and one of the block's segments. `dx` is the
+/// sequence's first row.
 template <int kSteps>
-__global__ void __launch_bounds__(kWalkThreads, kProjectedResident)
-    backward_projected(const bf16* dout, Product product, const bf16* x, const float* __restrict__ weight,
-                       const float* __restrict__ bias, bf16* __restrict__ dx, float* __restrict__ partials, int tokens,
-                       int D, int stride, int dx_stride, int segment) {
-  extern __shared__ __align__(128) char shared[];
+__device__ void walk_segment(const Sequence& sequence, int segment, const float* __restrict__ weight,
+                             const float* __restrict__ bias, bf16* __restrict__ dx, int dx_stride,
+                             float* __restrict__ partials, unsigned ring) {
   const int channel = (blockIdx.x * kWalkThreads + threadIdx.x) / 4 * kChannels;
-  const bool active = channel < D;
+  const bool active = channel < sequence.D;
   const int first = (blockIdx.y * kSegments + threadIdx.x % kSegments) * segment;
-  const std::int64_t row = std::int64_t{blockIdx.z} * tokens;
-  int left = active ? tokens - first + kTaps - 1 : 0;  // of the sequence's dx, from the batch at hand on
-  x += row * stride, dout += row * D, product.rows += row * product.width;
-  BatchWalk<kSteps> walk({x, dout, product, tokens, D, stride}, segment, shared);
-  dx += (row + first - (kTaps - 1)) * dx_stride + channel;
+  int left = active ? sequence.tokens - first + kTaps - 1 : 0;  // of the sequence's dx, from the batch at hand on
+  dx += std::int64_t{first - (kTaps - 1)} * dx_stride + channel;
   float window[kTaps][kChannels] = {};  // x_{t − 3 + w}
   float ahead[kTaps][kChannels] = {};   // p̄_{t − 3 + w}
-  if (active && first < tokens) load_before(x + channel, first, stride, window);
+  if (active && first < sequence.tokens) load_before(sequence.x + channel, first, sequence.stride, window);
   const ScaledTaps taps(weight, bias, active ? channel : 0);
-  walk.take_columns(product.columns + channel, active);
+  BatchWalk<kSteps> walk(ring);
+  walk.take_columns(sequence.product, channel, sequence.D, active);
   float dweight[kChannels][kTaps] = {}, dbias[kChannels] = {};
   // p̄ past the segment's end counts for dx alone; past the sequence's end it is zero.
   const auto take = [&](bool begins, auto past_end) {
@@ -186,6 +195,7 @@ __global__ void __launch_bounds__(kWalkThreads, kProjectedResident)
       }
       store_where(b < left && !(b < kTaps - 1 && begins), dx + std::int64_t{b} * dx_stride, dxs);
     }
+    walk.done();
     dx += std::int64_t{kBatchTokens} * dx_stride;
     left -= kBatchTokens;
   };
@@ -205,10 +215,34 @@ __global__ void __launch_bounds__(kWalkThreads, kProjectedResident)
     for (int w = 0; w < kTaps; ++w) add_lanes(dweight[c][w]);
   }
   if (threadIdx.x % 4 > 0 || !active) return;
-  float* partial = partials + (std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * D * (kTaps + 1);
+  float* partial = partials + (std::int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * sequence.D * (kTaps + 1);
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) store_packed(partial + (channel + c) * kTaps, dweight[c]);
-  store_packed(partial + D * kTaps + channel, dbias);
+  store_packed(partial + std::int64_t{sequence.D} * kTaps + channel, dbias);
+}
+
+/// As `backward`, with the product added to dout on the way. One warpgroup copies, two walk: a warp has 32 channels, and
+/// each of its four lanes of four channels walks another quarter of the tile. What bounds it beside memory is the power of
+/// its instructions: 28 a channel and token, of which 20 are the arithmetic of the convolution. A walker that copied too
+/// stood a fifth of its time where memory takes no more requests.
+template <int kSteps>
+__global__ void __launch_bounds__(kWalkThreads + kCopyThreads, kProjectedResident)
+    backward_projected(const bf16* dout, Product product, const bf16* x, const float* __restrict__ weight,
+                       const float* __restrict__ bias, bf16* __restrict__ dx, float* __restrict__ partials, int tokens,
+                       int D, int stride, int dx_stride, int segment) {
+  extern __shared__ __align__(128) char shared[];
+  const unsigned ring = shared_address(shared);
+  const std::int64_t row = std::int64_t{blockIdx.z} * tokens;
+  product.rows += row * product.width;
+  const Sequence sequence{x + row * stride, dout + row * D, product, tokens, D, stride};
+  BatchRing<kSteps>::start();
+  if (threadIdx.x >= kWalkThreads) {
+    shrink_registers<kCopyRegisters>();
+    copy_batches<kSteps>(sequence, segment, ring);
+  } else {
+    grow_registers<kWalkRegisters>();
+    walk_segment<kSteps>(sequence, segment, weight, bias, dx + row * dx_stride, dx_stride, partials, ring);
+  }
 }
 
 /// One thread a (batch, channel), all of time: any W, any width, with history.
@@ -289,16 +323,17 @@ bool is_fast(const Tensor& weight, const Tensor& bias, const Activations&... act
 }
 
 /// Tokens a tile of backward, a multiple of `unit`, so that `columns` blocks a tile of each of B sequences fill the device
-/// evenly: the fewest waves of `resident` blocks, times the tokens that a block walks and what its start takes in tokens.
-int backward_tile(int tokens, int columns, int B, std::int64_t resident, int unit, int start) {
+/// evenly: the fewest waves of `resident` blocks, times the tokens that a block walks, and what tiles cost beside.
+int backward_tile(int tokens, int columns, int B, std::int64_t resident, int unit, const TileCost& beside) {
   constexpr int kShortest = 16, kMostWaves = 8;
-  std::int64_t least = 0;
+  double least = 0;
   int best = tokens;
   for (int tiles = 1; tiles <= ceil_div(tokens, kShortest); ++tiles) {
     const int tile = ceil_div(ceil_div(tokens, tiles), unit) * unit;
     const std::int64_t blocks = std::int64_t{columns} * B * ceil_div(tokens, tile);
     if (tiles > 1 && blocks > kMostWaves * resident) break;
-    const std::int64_t cost = (blocks + resident - 1) / resident * (tile + start);
+    const std::int64_t waves = (blocks + resident - 1) / resident;
+    const double cost = static_cast<double>(waves * (tile + beside.start)) + beside.spread * tile;
     if (tiles == 1 || cost < least) least = cost, best = tile;
   }
   return best;
@@ -320,7 +355,7 @@ template <class Launch>
 void with_projected_kernel(std::int64_t K, const Launch& launch) {
   const auto use = [&](auto steps) {
     const auto kernel = backward_projected<steps>;
-    constexpr int kBytes = static_cast<int>(BatchWalk<steps>::kBytes);
+    constexpr int kBytes = BatchRing<steps>::kBytes;
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
     launch(kernel, kBytes);
   };
@@ -371,18 +406,18 @@ void causal_conv_silu_backward(Stream& stream, const Tensor& dout, const OutputP
   const int K = fused ? static_cast<int>(projection.dy.size(-1)) : 0;
   const int columns = ceil_div(D, fused ? kWalkThreads : kThreads * kChannels);
   const int unit = fused ? kBatchRows : 1;  // whole batches
-  const int start = fused ? kProjectedStart : kBackwardStart;
+  const TileCost beside = fused ? projected_cost(K) : kBackwardCost;
   const int resident = native.multiprocessors * (fused ? kProjectedResident : kBackwardResident);
   const auto part_bytes = static_cast<std::int64_t>(sizeof(float)) * D * (W + 1);
   const auto most_tiles = static_cast<int>(static_cast<std::int64_t>(native.workspace_bytes) / (part_bytes * B));
   require(most_tiles > 0, "causal_conv_silu_backward: batch × width is too large");
-  const int wanted = std::max(backward_tile(tokens, columns, B, resident, unit, start), ceil_div(tokens, most_tiles));
+  const int wanted = std::max(backward_tile(tokens, columns, B, resident, unit, beside), ceil_div(tokens, most_tiles));
   const int tile = ceil_div(wanted, unit) * unit, tiles = ceil_div(tokens, tile);
   auto* partials = static_cast<float*>(native.workspace);
   if (fused) {
     const Product product{pointer<const bf16>(projection.dy), pointer<const bf16>(projection.weight), K};
     with_projected_kernel(K, [&](auto kernel, int shared) {
-      kernel<<<dim3(columns, tiles, B), kWalkThreads, shared, native.stream>>>(
+      kernel<<<dim3(columns, tiles, B), kWalkThreads + kCopyThreads, shared, native.stream>>>(
           pointer<const bf16>(dout), product, pointer<const bf16>(x), weight.as<float>(), bias.as<float>(),
           pointer<bf16>(dx), partials, tokens, D, stride, dx_stride, tile / kSegments);
     });

@@ -12,7 +12,7 @@
 
 #include "kernels/cuda/scan_forward_params.cuh"
 #include "kernels/cuda/scan_forward_walk.cuh"
-#include "kernels/cuda/scan_warp_barrier.cuh"
+#include "kernels/cuda/warp_barrier.cuh"
 
 namespace dm::cuda::scan::forward {
 

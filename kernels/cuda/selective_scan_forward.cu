@@ -15,6 +15,7 @@
 // Where sequences and channels are few, blocks of 16 channels take over (scan_narrow_tile.cuh).
 //
 // Bytes of device memory a channel and token in bf16: 8, 4 a source and 2 for the gate, 4 for saved states.
+#include "kernels/cuda/register_share.cuh"
 #include "kernels/cuda/scan_forward_fetch.cuh"
 #include "kernels/cuda/scan_forward_params.cuh"
 #include "kernels/cuda/scan_forward_sliced.cuh"
@@ -321,14 +322,6 @@ struct Registers {
   static constexpr int kBlocks = kSources == 0 ? 2 : 1;
   static_assert(kBlocks * kThreads * (kMakers + (1 + kSources) * kWalkers) <= 65536);
 };
-template <int kCount>
-__device__ void shrink_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
-}
-template <int kCount>
-__device__ void grow_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
-}
 
 template <class T, int kSources, Fit kFit>
 __global__ void __launch_bounds__(threads_of<1 + kSources>(), Registers<T, kSources>::kBlocks)

@@ -1,11 +1,11 @@
-// A barrier in shared memory at which some of a block's warps wait for what others have done, while the rest go on.
+// A barrier in shared memory where some of a block's warps wait for what others did or copied, while the rest go on.
 #pragma once
 
 #include <cstdint>
 
 #include "kernels/cuda/common.cuh"
 
-namespace dm::cuda::scan {
+namespace dm::cuda {
 
 /// An mbarrier: a phase ends when so many warps have arrived as `start` was told, and the next begins. Phases are counted
 /// from 0; who waits for one names its parity and may be behind by one phase at most. What a warp read or wrote before its
@@ -18,6 +18,11 @@ class WarpBarrier {
   /// By all lanes of a warp, each for itself: one lane's arrival behind __syncwarp, for all of them, is no faster, and
   /// compute-sanitizer does not see what it orders.
   __device__ void arrive() { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at()) : "memory"); }
+
+  /// The same, put off until what the lane has started by cp.async is there; returns at once.
+  __device__ void arrive_behind_copies() {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(at()) : "memory");
+  }
 
   /// Whether the phase has ended; never waits.
   __device__ bool ended(std::uint32_t parity) const {
@@ -44,4 +49,4 @@ class WarpBarrier {
   std::uint64_t word_;
 };
 
-}  // namespace dm::cuda::scan
+}  // namespace dm::cuda
