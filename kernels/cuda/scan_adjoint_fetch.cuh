@@ -62,6 +62,7 @@ template <class T>
 class SegmentCopies {
   using Shared = SegmentShared<T>;
   static constexpr int kRows = RowCopy<T>::kCopies, kColumns = kTile * kStates / 4;
+  static constexpr int kRow = kRows / kTile;
   static constexpr int kRounds = static_cast<int>(pieces(3 * kRows + kColumns, kThreads));
 
  public:
@@ -72,7 +73,7 @@ class SegmentCopies {
     for (int k = 0; k < kRounds; ++k) {
       const int i = k * kThreads + static_cast<int>(threadIdx.x), tensor = i / kRows;
       if (tensor < 3) {
-        const int t = i % kRows / RowCopy<T>::kRow, c = i % RowCopy<T>::kRow * RowCopy<T>::kEach;
+        const int t = i % kRows / kRow, c = i % kRow * RowCopy<T>::kEach;
         const int channel = static_cast<int>(blockIdx.x) * kChannels + c, stride = tensor == 1 ? x.z_stride : x.channels;
         const T* from = tensor == 0 ? p.own.dt : p.rows[1 + tensor];
         from += x.sequence(blockIdx.y, stride) + static_cast<std::int64_t>(t) * stride + channel;

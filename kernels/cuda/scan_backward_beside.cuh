@@ -12,9 +12,9 @@ struct NothingBeside {
   __device__ void run(int) {}
 };
 
-/// When rows and columns are aligned and there is one slice of states. kReaders: places of readers, of which any that none
-/// has are zero.
-template <class T, int kReaders>
+/// When rows and columns are aligned and there is one slice of states. kReaders as the kernel's: where it says how many
+/// there are, warps may be a tile apart.
+template <class T, int kReaders, Fit kFit>
 class Beside {
  public:
   using Shared = MainShared<T>;
@@ -25,69 +25,66 @@ class Beside {
   __device__ void run(int pair) {
     if (pair == 0) load();
     if (pair == 1) copy();
-    if (pair == 2) store();
+    if (pair == 2) part_.store();
   }
 
  private:
+  static constexpr int kCopies = RowCopy<T>::kWarpCopies;
+
   __device__ void load() {
-    const Shared& s = fetch_.s;
+    Shared& s = fetch_.s;
     const int thread = threadIdx.x;
 #pragma unroll
     for (int k = 0; k < Shared::kStateCopies; ++k) state_[k] = Cursor::load(s.state_cursor[k][thread]);
 #pragma unroll
     for (int k = 0; k < Shared::kRowCopies; ++k) row_[k] = Cursor::load(s.row_cursor[k][thread]);
     column_ = Cursor::load(s.column_cursor[thread]);
-    part_.load(fetch_.p, s, 1, tile_ + 1, end_);
+    part_.load(fetch_.p, s, 1, tile_ + (kReaders < 0 ? 1 : 2), end_);
     if constexpr (kReaders > 0) {
-      static_assert(kReaders == 2 && RowCopy<T>::kCopies == 64);
-      gated_ = Cursor::load(s.gated_cursor[thread % 64]);
+      gated_ = Cursor::load(s.gated_cursor[thread]);
 #pragma unroll
-      for (int k = 0; k < kReaders; ++k) reader_row_[k] = Cursor::load(fetch_.s.reader(k).row_cursor[thread % 64]);
-      reader_column_ = Cursor::load(fetch_.s.reader(thread / 32 % 2).column_cursor[thread]);
-      Columns::load_raw(fetch_.s.reader(thread / 64).raw[(tile_ - 1) & 1], thread % 64, reader_raw_);
+      for (int k = 0; k < kReaders; ++k) reader_row_[k] = Cursor::load(s.reader(k).row_cursor[thread]);
     }
   }
   /// Inputs of the tile before, B and C of the one before that.
   __device__ void copy() const {
     const Extents& x = fetch_.p.x;
     constexpr int kBytes = kTile * static_cast<int>(sizeof(T));
-    const int buffer = (tile_ - 1) & 1, size = sizeof(typename Shared::Rows);
+    const int buffer = (tile_ - 1) & 1, size = sizeof(typename Shared::Rows), lane = threadIdx.x % 32;
 #pragma unroll
     for (int k = 0; k < Shared::kStateCopies; ++k) {
-      state_[k].copy(tile_ - 1, begin_, x.channels * kStates * static_cast<int>(sizeof(T)), buffer, size);
+      state_[k].template copy<kFit>(tile_ - 1, begin_, x.channels * kStates * static_cast<int>(sizeof(T)), buffer, size);
     }
 #pragma unroll
     for (int k = 0; k < Shared::kRowCopies; ++k) {
-      constexpr int kFirstTwo = 2 * RowCopy<T>::kCopies;
-      const int tensor = k * kThreads < kFirstTwo ? 0 : (k * kThreads + threadIdx.x) / RowCopy<T>::kCopies;
-      row_[k].copy(tile_ - 1, begin_, fetch_.stride_of(tensor) * kBytes, buffer, size);
+      const int tensor = k * 32 < 2 * kCopies ? 0 : (k * 32 + lane) / kCopies;
+      row_[k].template copy<kFit>(tile_ - 1, begin_, fetch_.stride_of(tensor) * kBytes, buffer, size);
     }
-    column_.copy(tile_ - 2, begin_, x.columns * kTile * static_cast<int>(sizeof(float)), (tile_ - 2) & 3,
-                 sizeof(typename Shared::Raw), threadIdx.x < 64);
+    const int next = reader() < 0 ? sizeof(typename Shared::Raw) : sizeof(typename Shared::Reader::Raw);
+    column_.template copy<kFit>(tile_ - 2, begin_, x.columns * kTile * static_cast<int>(sizeof(float)), (tile_ - 2) & 3,
+                                next, kReaders > 0 ? reader() < fetch_.readers : threadIdx.x < 64);
     if constexpr (kReaders > 0) {
-      const int thread = threadIdx.x, stride = x.channels * kBytes;
-      gated_.copy(tile_ - 1, begin_, stride, buffer, size, thread < 64 && fetch_.p.gated_readout);
+      gated_.template copy<kFit>(tile_ - 1, begin_, x.channels * kBytes, buffer, size,
+                                 lane < kCopies && fetch_.p.gated_readout);
 #pragma unroll
       for (int k = 0; k < kReaders; ++k) {
-        reader_row_[k].copy(tile_ - 1, begin_, stride, buffer, sizeof(RawRows<T>), thread < 64 && k < fetch_.readers);
+        reader_row_[k].template copy<kFit>(tile_ - 1, begin_, x.channels * kBytes, buffer, sizeof(RawRows<T>),
+                                           lane < kCopies && k < fetch_.readers);
       }
-      reader_column_.copy(tile_ - 2, begin_, x.columns * kTile * static_cast<int>(sizeof(float)), tile_ & 1,
-                          sizeof(fetch_.s.reader(0).raw[0]), thread >= 64 && thread / 32 - 2 < fetch_.readers);
     }
+    end_group();
   }
-  __device__ void store() {
-    part_.store();
-    if constexpr (kReaders > 0) {
-      fetch_.s.reader(threadIdx.x / 64).C[(tile_ - 1) & 1].store_cut(reader_raw_, threadIdx.x % 64);
-    }
+  /// Whose C this warp copies: below 0 the tile's own B or C.
+  static __device__ int reader() {
+    return kReaders > 0 ? static_cast<int>(threadIdx.x) / 32 - 2 : -1;
   }
+  static_assert(kReaders <= 2);
 
   const Fetch<T>& fetch_;
   int tile_, begin_, end_;
   Cursor state_[Shared::kStateCopies], row_[Shared::kRowCopies], column_;
   ColumnPart<T> part_;
-  Cursor gated_, reader_row_[kReaders > 0 ? kReaders : 1], reader_column_;
-  float reader_raw_[4];
+  Cursor gated_, reader_row_[kReaders > 0 ? kReaders : 1];
 };
 
 }  // namespace dm::cuda::scan::backward

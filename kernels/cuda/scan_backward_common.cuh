@@ -11,6 +11,18 @@ inline constexpr int kWarpChannels = 16;
 /// Shared memory of a block.
 inline constexpr std::size_t kMaxShared = 227 * 1024;
 
+/// What a kernel may rely on: rows and columns begin at multiples of 16 bytes and there is one slice of states; no tile or
+/// block of channels is cut off either.
+enum class Fit { any, aligned, whole };
+
+/// This thread's copies since the last call become a group that wait_for_groups() waits for, with all earlier ones.
+__device__ inline void end_group() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+__device__ inline void wait_for_groups() {
+  asm volatile("cp.async.wait_group 0;" ::: "memory");
+}
+
 /// x in a register of its own: the compiler, which would rather compute it anew in each tile, does not see through this.
 __device__ inline int kept(int x) {
   return __shfl_sync(0xffffffffu, x, static_cast<int>(threadIdx.x % 32));
@@ -33,10 +45,11 @@ struct Lane {
   __device__ int channel() const { return warp * kWarpChannels + 2 * pair; }
 };
 
-/// Copies of eight tokens × 64 channels of an activation, 16 bytes a thread.
+/// Copies of eight tokens × 64 channels of an activation, 16 bytes a thread, and of a warp's 16 channels.
 template <class T>
 struct RowCopy {
-  static constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kRow = kChannels / kEach, kCopies = kTile * kRow;
+  static constexpr int kEach = 16 / static_cast<int>(sizeof(T)), kCopies = kTile * kChannels / kEach;
+  static constexpr int kRow = kWarpChannels / kEach, kWarpCopies = kTile * kRow;
 };
 
 /// Where a thread's share of 16 bytes of each tile comes from and goes to, so that no address is computed anew. The main
@@ -52,11 +65,12 @@ struct alignas(16) Cursor {
   }
   /// Sizes are bytes: from one tile to the next, and from one buffer to the next. Nothing but zeros for tiles before
   /// `begin`; nothing at all when not `on`, by a predicate, since a branch would part the steps around it.
+  template <Fit kFit = Fit::aligned>
   __device__ void copy(int tile, int begin, int stride, int buffer, int size, bool on = true) const {
     asm volatile(
         "{.reg .pred p; setp.ne.s32 p, %3, 0; @p cp.async.cg.shared.global [%0], [%1], 16, %2;}" ::"r"(to + buffer * size),
-        "l"(from + static_cast<std::int64_t>(tile) * stride), "r"(tile >= begin && tile < tiles ? 16 : 0),
-        "r"(static_cast<int>(on))
+        "l"(from + static_cast<std::int64_t>(tile) * stride),
+        "r"(tile >= begin && (kFit == Fit::whole || tile < tiles) ? 16 : 0), "r"(static_cast<int>(on))
         : "memory");
   }
 };

@@ -42,7 +42,8 @@ struct ColumnPart {
     float2 sum;
 #pragma unroll
     for (int warp = 0; warp < kWarps; ++warp) {
-      const float2 add = *reinterpret_cast<const float2*>(&s.sums[tile & 1][warp][0].at[cursor.from]);
+      const float2 add =
+          *reinterpret_cast<const float2*>(&s.sums[tile & (MainShared<T>::kSumTiles - 1)][warp][0].at[cursor.from]);
       sum = warp == 0 ? add : make_float2(sum.x + add.x, sum.y + add.y);
     }
     pack_pair(sum, sums);
@@ -59,7 +60,7 @@ struct ColumnPart {
 template <class T>
 struct Fetch {
   using Shared = MainShared<T>;
-  static constexpr int kEach = RowCopy<T>::kEach, kRow = RowCopy<T>::kRow;
+  static constexpr int kEach = RowCopy<T>::kEach, kWarpCopies = RowCopy<T>::kWarpCopies;
   const MainParams<T>& p;
   Shared& s;
   int readers;
@@ -68,9 +69,13 @@ struct Fetch {
   __device__ int first_column() const { return p.x.columns - 2 * p.x.states + p.slice * kStates; }
   __device__ int stride_of(int tensor) const { return tensor == 2 ? p.x.z_stride : p.x.channels; }
 
-  /// Of copy i of a tile of an activation.
+  /// Which warp copies C of reader k.
+  static __device__ int column_warp(int k) { return 2 + k % 2; }
+
+  /// Of copy i of a tile of an activation, of this warp's channels.
   __device__ Cursor row_cursor(const RawRows<T>& to, const T* from, int stride, int i) const {
-    const int t = i / kRow, c = i % kRow * kEach, channel = first_channel() + c;
+    constexpr int kRow = RowCopy<T>::kRow;
+    const int t = i / kRow, c = threadIdx.x / 32 * kWarpChannels + i % kRow * kEach, channel = first_channel() + c;
     const T* at = from + p.x.sequence(blockIdx.y, stride) + static_cast<std::int64_t>(t) * stride + channel;
     return {reinterpret_cast<const unsigned char*>(at), shared_address(&to[t][c]),
             channel < p.x.channels ? (p.x.tokens - t + kTile - 1) / kTile : 0};
@@ -85,9 +90,8 @@ struct Fetch {
     const int thread = threadIdx.x;
 #pragma unroll
     for (int k = 0; k < Shared::kRowCopies; ++k) {
-      const int i = k * kThreads + thread, tensor = i / RowCopy<T>::kCopies;
-      s.row_cursor[k][thread] =
-          row_cursor(s.rows[0].tensor[tensor], p.rows[tensor], stride_of(tensor), i % RowCopy<T>::kCopies);
+      const int i = k * 32 + thread % 32, tensor = i / kWarpCopies;
+      s.row_cursor[k][thread] = row_cursor(s.rows[0].tensor[tensor], p.rows[tensor], stride_of(tensor), i % kWarpCopies);
     }
 #pragma unroll
     for (int k = 0; k < Shared::kStateCopies; ++k) {
@@ -96,15 +100,16 @@ struct Fetch {
       s.state_cursor[k][thread] = {reinterpret_cast<const unsigned char*>(from), shared_address(s.rows[0].states[0] + i),
                                    first_channel() + i / kStates < p.x.channels ? p.x.saved : 0};
     }
-    s.gated_cursor[thread] =
-        row_cursor(s.rows[0].gated_readout, p.gated_readout, p.x.channels, thread % RowCopy<T>::kCopies);
+    s.gated_cursor[thread] = row_cursor(s.rows[0].gated_readout, p.gated_readout, p.x.channels, thread % kWarpCopies);
     const bool is_C = thread / 32 % 2 == 1;
     s.column_cursor[thread] =
         column_cursor(is_C ? s.raw[0].C[0] : s.raw[0].B[0], p.own.dbc + first_column() + (is_C ? p.x.states : 0));
     for (int k = 0; k < readers; ++k) {
       typename Shared::Reader& reader = s.reader(k);
-      reader.row_cursor[thread] = row_cursor(reader.rows[0], p.reader[k].q, p.x.channels, thread % RowCopy<T>::kCopies);
-      reader.column_cursor[thread] = column_cursor(reader.raw[0][0], p.reader[k].dbc + first_column() + p.x.states);
+      reader.row_cursor[thread] = row_cursor(reader.rows[0], p.reader[k].q, p.x.channels, thread % kWarpCopies);
+      if (thread / 32 != column_warp(k)) continue;
+      reader.column_cursor[thread % 32] = column_cursor(reader.raw[0][0], p.reader[k].dbc + first_column() + p.x.states);
+      if (k < Shared::kFew) s.column_cursor[thread] = reader.column_cursor[thread % 32];
     }
   }
 
@@ -135,8 +140,7 @@ struct Fetch {
     if (!p.x.vector) return slow_rows(tile);
 #pragma unroll
     for (int k = 0; k < Shared::kRowCopies; ++k) {
-      constexpr int kFirstTwo = 2 * RowCopy<T>::kCopies;
-      const int tensor = k * kThreads < kFirstTwo ? 0 : (k * kThreads + thread) / RowCopy<T>::kCopies;
+      const int tensor = k * 32 < 2 * kWarpCopies ? 0 : (k * 32 + thread % 32) / kWarpCopies;
       s.row_cursor[k][thread].copy(tile, 0, stride_of(tensor) * kBytes, buffer, size);
     }
     dense_rows(tile);
@@ -144,7 +148,7 @@ struct Fetch {
   /// What comes only of sources and readers.
   __device__ void dense_rows(int tile) const {
     const int thread = threadIdx.x, buffer = tile & 1, stride = p.x.channels * kTile * static_cast<int>(sizeof(T));
-    if (thread >= RowCopy<T>::kCopies) return;
+    if (thread % 32 >= kWarpCopies) return;
     if (p.gated_readout) Cursor::load(s.gated_cursor[thread]).copy(tile, 0, stride, buffer, sizeof(typename Shared::Rows));
     for (int k = 0; k < readers; ++k) {
       Cursor::load(s.reader(k).row_cursor[thread]).copy(tile, 0, stride, buffer, sizeof(RawRows<T>));
@@ -153,10 +157,9 @@ struct Fetch {
   __device__ void dense_columns(int tile) const {
     const int thread = threadIdx.x, stride = p.x.columns * kTile * static_cast<int>(sizeof(float));
     for (int k = 0; k < readers; ++k) {
-      if (thread / 32 == 2 + k % 2) {
-        typename Shared::Reader& reader = s.reader(k);
-        Cursor::load(reader.column_cursor[thread]).copy(tile, 0, stride, tile & 1, sizeof(reader.raw[0]));
-      }
+      if (thread / 32 != column_warp(k)) continue;
+      typename Shared::Reader& reader = s.reader(k);
+      Cursor::load(reader.column_cursor[thread % 32]).copy(tile, 0, stride, tile & 3, sizeof(reader.raw[0]));
     }
   }
   __device__ void slow_columns(int tile) const {
@@ -166,9 +169,8 @@ struct Fetch {
     if (warp == 0) copy.run(to.B[0], p.own.dbc + first_column(), tile, count);
     if (warp == 1) copy.run(to.C[0], p.own.dbc + first_column() + p.x.states, tile, count);
     for (int k = 0; k < readers; ++k) {
-      if (warp == 2 + k % 2) {
-        copy.run(s.reader(k).raw[tile & 1][0], p.reader[k].dbc + first_column() + p.x.states, tile, count);
-      }
+      if (warp != column_warp(k)) continue;
+      copy.run(s.reader(k).raw[tile & 3][0], p.reader[k].dbc + first_column() + p.x.states, tile, count);
     }
   }
   __device__ void columns(int tile) const {
@@ -177,20 +179,14 @@ struct Fetch {
     if (thread < 64) s.column_cursor[thread].copy(tile, 0, stride, tile & 3, sizeof(typename Shared::Raw));
     dense_columns(tile);
   }
-  /// Cuts a tile's B and C of float32, and readers' C, into pieces.
+  /// Cuts a tile's B and C of float32 into pieces.
   __device__ void cut(int tile) const {
     if constexpr (Shared::kExact) {
       const int thread = threadIdx.x % 64, half = threadIdx.x / 64;
       typename Shared::Raw& raw = s.raw[tile & 3];
       typename Shared::Cut& to = s.cut[tile & 1];
       (half == 0 ? to.B : to.C).fill(half == 0 ? raw.B : raw.C, thread);
-    }
-    dense_cut(tile);
-  }
-  __device__ void dense_cut(int tile) const {
-    const int thread = threadIdx.x % 64;
-    for (int k = threadIdx.x / 64; k < readers; k += 2) {
-      s.reader(k).C[tile & 1].fill(s.reader(k).raw[tile & 1], thread);
+      for (int k = half; k < readers; k += 2) s.reader(k).C[tile & 1].fill(s.reader(k).raw[tile & 3], thread);
     }
   }
   /// All that the steps of `tile` do for those before it, which begin with `begin`.
@@ -204,7 +200,6 @@ struct Fetch {
     if (tile <= begin) return;
     dense_rows(tile - 1);
     if (tile - 1 > begin) dense_columns(tile - 2);
-    dense_cut(tile - 1);
   }
 };
 

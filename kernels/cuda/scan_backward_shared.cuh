@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/scan_adjoint.cuh"
 #include "kernels/cuda/scan_backward_sums.cuh"
+#include "kernels/cuda/scan_warp_barrier.cuh"
 
 namespace dm::cuda::scan::backward {
 
@@ -36,7 +37,11 @@ struct alignas(16) MainShared {
   struct Cut {
     typename Factors<T>::Cut B, C;
   } cut[2];
-  ColumnSums sums[2][kWarps][2];  // B̄, C̄
+  /// One tile's are added up while the next one's come; between warps a tile apart, two tiles later, while the one ahead
+  /// leaves those of yet another tile.
+  static constexpr int kSumTiles = kExact ? 2 : 4;
+  ColumnSums sums[kSumTiles][kWarps][2];  // B̄, C̄
+  WarpBarrier begun;                      // By all warps; phases are the tiles of a walk.
   /// What lanes of a warp tell one another, and what a lane keeps of its elements until the sums over states have arrived.
   struct Warp {
     Plane delta;
@@ -54,18 +59,21 @@ struct alignas(16) MainShared {
   ColumnCursor column_sums[kThreads];
   float4 totals[kThreads];   // a lane's part of dskip and dt_bias of its two channels
   float4 vectors[kThreads];  // skip and dt_bias of them
-  /// Pieces of q are terms of a product: in float32 two of a reader, in bfloat16, where one is enough, one each of two.
+  /// Pieces of q are terms of a product: in float32 two of a reader, in bfloat16 one.
   struct alignas(16) Reader {
     RawRows<T> rows[2];
-    float raw[2][kTile][kStates];
-    Columns C[2];
+    using Raw = float[kTile][kStates];
+    Raw raw[4];
+    typename Factors<T>::Cut C[2];
     Plane q[kWarps][kExact ? 2 : 1];
-    Cursor row_cursor[kThreads], column_cursor[kThreads];
+    Cursor row_cursor[kThreads], column_cursor[32];
   };
   /// Readers follow.
   __device__ Reader& reader(int k) { return reinterpret_cast<Reader*>(this + 1)[k]; }
-  static __host__ __device__ constexpr int products(int readers) { return kExact ? readers : (readers + 1) / 2; }
-  static __host__ __device__ constexpr int places(int readers) { return kExact ? readers : 2 * products(readers); }
+  /// Products of readers alone: in bfloat16 of all but the first three.
+  static __host__ __device__ constexpr int products(int readers) { return kExact ? readers : readers / 4; }
+  static constexpr int kFew = kExact ? 1 : 2;  ///< For which there is a kernel.
+  static __host__ __device__ constexpr int places(int readers) { return kExact ? readers : readers + readers % 2; }
   /// For which a block has shared memory.
   static int most_readers() {
     int readers = 0;

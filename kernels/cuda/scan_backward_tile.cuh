@@ -5,7 +5,7 @@
 // results (Lane), and so products do what crosses lanes:
 //   Δu ⊗ B and ȳ ⊗ C (and q ⊗ C of readers) of 16 channels and 8 states are an m16n8k4 product each. In float32 its four
 //   terms are the products of two 11-bit pieces of both factors: as good as a float32 product (2^-21). In bfloat16, where
-//   states are saved with 8 bits, one term has the upper 11 bits of both.
+//   states are saved with 8 bits, one term has the upper 11 bits of both: ȳ ⊗ C and three readers' terms are one product.
 //   Sums over states (h · C, λ · B) are products whose eight columns are the tile's tokens, of which one is kept.
 //   Sums over channels (Σ Δu λ, Σ ȳ h) are products of states, transposed by movmatrix, with the eight tokens' weights.
 // In bfloat16 those sums multiply factors of 8 bits and add in float32; in float32 they are as good as that.
@@ -74,15 +74,19 @@ struct Pieces {
   }
 };
 
-/// The first factor of products with columns as they are in memory: the upper bits alone, to the lanes of term 0.
+/// Stores the first factor of products with columns as they are in memory. Of both factors products drop 13 bits, 3.5e-4 of
+/// each on average, which is made up for here.
+__device__ inline void store_rounded(Plane& to, const Lane& lane, const Elements& v) {
+  constexpr float kDropped = 1.0f + 2 * 3.522e-4f;
+  to.store(lane, {{v[0][0] * kDropped, v[0][1] * kDropped}, {v[1][0] * kDropped, v[1][1] * kDropped}});
+}
+/// The same of one term: the upper bits alone, to the lanes of term 0.
 class Rounded {
  public:
-  /// Of both factors products drop 13 bits, 3.5e-4 of each on average, which is made up for here.
-  __device__ void store(const Lane& lane, const Elements& v) {
-    constexpr float kDropped = 1.0f + 2 * 3.522e-4f;
-    value_.store(lane, {{v[0][0] * kDropped, v[0][1] * kDropped}, {v[1][0] * kDropped, v[1][1] * kDropped}});
-  }
-  __device__ void load(const Lane& lane, int s, Elements& v) const { (lane.quad == 0 ? value_ : zero_).load(lane, s, v); }
+  __device__ void store(const Lane& lane, const Elements& v) { store_rounded(value_, lane, v); }
+  __device__ void load(const Lane& lane, int s, Elements& v) const { of_term(lane.quad == 0).load(lane, s, v); }
+  /// What lanes of term 0 load, or others.
+  __device__ const Plane& of_term(bool first) const { return first ? value_ : zero_; }
   /// Once, by a warp.
   __device__ void begin() {
     for (int i = threadIdx.x % 32; i < static_cast<int>(sizeof(zero_.at) / sizeof(float4)); i += 32) zero_.at[i] = {};
@@ -92,9 +96,8 @@ class Rounded {
   Plane value_, zero_;
 };
 
-/// Terms of one piece.
 __device__ inline void store_terms(Plane (&to)[1], const Lane& lane, const Elements& v) {
-  to[0].store(lane, v);
+  store_rounded(to[0], lane, v);
 }
 __device__ inline void store_terms(Plane (&to)[2], const Lane& lane, const Elements& v) {
   reinterpret_cast<Pieces&>(to).store(lane, v);
@@ -106,23 +109,15 @@ struct Columns {
   float4 at[kTile / 4][2 * kProduct];
 
   /// Thread `thread` of 64 cuts its share of raw columns, one of four tokens, into pieces.
-  static __device__ void load_raw(const float (*raw)[kStates], int thread, float (&v)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = raw[thread / kStates % 2 * 4 + i][thread % kStates];
-  }
-  __device__ void store_cut(float (&v)[4], int thread) {
+  __device__ void fill(const float (*raw)[kStates], int thread) {
     const int n = thread % kStates, half = thread / kStates % 2, piece = thread / (2 * kStates);
+    float v[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float upper = upper_piece(v[i]);
-      v[i] = piece ? v[i] - upper : upper;
+      const float whole = raw[half * 4 + i][n], upper = upper_piece(whole);
+      v[i] = piece ? whole - upper : upper;
     }
     store4(reinterpret_cast<float*>(&at[half][n % 2 * kProduct + piece * kPiece + n / 2]), v);
-  }
-  __device__ void fill(const float (*raw)[kStates], int thread) {
-    float v[4];
-    load_raw(raw, thread, v);
-    store_cut(v, thread);
   }
   /// The terms that this lane gives to the two products of each of tokens 4·half … 4·half + 3.
   __device__ void load(const Lane& lane, int half, float (&v)[2][4]) const {

@@ -2,8 +2,8 @@
 //
 // Tiles of eight steps: elementwise part; forward again from the tile's saved state, which leaves exp(ΔA) and exp(ΔA) h of
 // the tile in registers; then the adjoint recurrence from the tile's end, and what is elementwise again. A warp's 16
-// channels are its own; between two of the block's barriers, one a tile, it also sees to the tiles before and after: copies
-// of raw inputs on their way, pieces of B and C, sums of B̄ and C̄. Two warps are all that a scheduler has registers for, so
+// channels are its own, also those of the rows that it copies; what warps share, B and C and sums of B̄ and C̄, comes and goes
+// so early and late that one may be a tile ahead of another. Two warps are all that a scheduler has registers for, so
 // what waits for different units stands side by side: a tile is finished while the next one is prepared, and what is done
 // for others fills the steps' waits for exponentials (scan_backward_beside.cuh). Tensor cores form rank-one terms and sums
 // (scan_backward_tile.cuh), so that a state-step costs six FP32 instructions, one ex2, 1.1 products, 1.5 instructions that
@@ -49,7 +49,7 @@ struct Places {
   std::int64_t at[2], at_dz[2];
   bool inside[2][2];
 
-  __device__ Places(const Extents& x, const OutCursor& cursor, int tile, const Lane& lane, bool walked) {
+  __device__ Places(Fit fit, const Extents& x, const OutCursor& cursor, int tile, const Lane& lane, bool walked) {
     const std::int64_t first = cursor.at + static_cast<std::int64_t>(tile) * (kTile * x.channels);
     const std::int64_t first_dz = cursor.at_dz + static_cast<std::int64_t>(tile) * (kTile * x.dz_stride);
 #pragma unroll
@@ -57,7 +57,8 @@ struct Places {
       at[i] = first + i * x.channels, at_dz[i] = first_dz + i * x.dz_stride;
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        inside[i][c] = walked && tile * kTile + 2 * lane.quad + i < x.tokens && channel_of(lane) + c < x.channels;
+        inside[i][c] = walked && (fit == Fit::whole ||
+                                  (tile * kTile + 2 * lane.quad + i < x.tokens && channel_of(lane) + c < x.channels));
       }
     }
   }
@@ -97,21 +98,21 @@ __device__ void finish_elements(MainShared<T>& s, const Lane& lane, const Elemen
   s.totals[threadIdx.x] = totals;
 }
 /// A tile's outputs; nothing is stored unless it was walked.
-template <bool kPlain, bool kGated, class T>
+template <Fit kFit, bool kGated, class T>
 __device__ void finish(const MainParams<T>& p, MainShared<T>& s, int tile, const Lane& lane, bool walked, Walked<T>& own) {
   const Extents& x = p.x;
-  const Places places(x, s.out_cursor[threadIdx.x], tile, lane, walked);
+  const Places places(kFit, x, s.out_cursor[threadIdx.x], tile, lane, walked);
   Elements readout, outputs[4];
   elements_of(s.warp[lane.warp].readout[threadIdx.x % 32], readout);
-  if (!kPlain && x.slices > 1) add_slices(p, places.at, places.inside, readout, own);
-  if (!kPlain && p.slice < x.slices - 1) return;
+  if (kFit == Fit::any && x.slices > 1) add_slices(p, places.at, places.inside, readout, own);
+  if (kFit == Fit::any && p.slice < x.slices - 1) return;
   finish_elements<kGated>(s, lane, readout, own, outputs);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {  // out first: where there is none it is du
-    store_pair<kPlain>(p.out + places.at[i], places.inside[i], outputs[0][i]);
-    store_pair<kPlain>(p.dz + places.at_dz[i], places.inside[i], outputs[1][i]);
-    store_pair<kPlain>(p.du + places.at[i], places.inside[i], outputs[2][i]);
-    store_pair<kPlain>(p.ddt + places.at[i], places.inside[i], outputs[3][i]);
+    store_pair<(kFit != Fit::any)>(p.out + places.at[i], places.inside[i], outputs[0][i]);
+    store_pair<(kFit != Fit::any)>(p.dz + places.at_dz[i], places.inside[i], outputs[1][i]);
+    store_pair<(kFit != Fit::any)>(p.du + places.at[i], places.inside[i], outputs[2][i]);
+    store_pair<(kFit != Fit::any)>(p.ddt + places.at[i], places.inside[i], outputs[3][i]);
   }
 }
 
@@ -169,30 +170,26 @@ __device__ void store_columns(const MainParams<T>& p, const MainShared<T>& s, in
   part.store();
 }
 
-/// kProducts of readers with their C, or -1 for any number; 0: no sources either. kPlain: rows and columns are aligned and
-/// there is one slice of states.
-template <class T, int kProducts, bool kPlain>
+/// kReaders at most, but at least one, or -1 for any number; 0: no sources either.
+template <class T, int kReaders, Fit kFit>
 __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant__ MainParams<T> p) {
   using Shared = MainShared<T>;
   // A tile is finished beside the next one's preparation; float32 has no registers for that.
-  constexpr bool kBeside = kPlain && !Shared::kExact;
-  constexpr int kPlaces = kBeside && kProducts > 0 ? 2 * kProducts : 0;  // of readers, where that is a constant
+  constexpr bool kBeside = kFit != Fit::any && !Shared::kExact;
+  // Warps copy rows of their own channels, so that they need not meet: they may be a tile apart.
+  constexpr bool kApart = kBeside && kReaders >= 0;
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   Shared& s = *reinterpret_cast<Shared*>(shared_bytes);
-  const int readers = kProducts == 0 ? 0 : p.readers;
+  const int readers = kReaders == 0 ? 0 : p.readers;
   const Lane lane = kBeside ? Lane::in_registers() : Lane();
   Walker walker(p, lane);
   const Fetch<T> fetch{p, s, readers};
   fetch.begin();
+  if (threadIdx.x == 0) s.begun.start(kWarps);
   begin_outputs(p, s, lane);
-  for (int k = readers; k < Shared::places(readers); ++k) {  // terms that no reader has
-    unsigned* words = reinterpret_cast<unsigned*>(&s.reader(k));
-    for (int i = threadIdx.x; i < static_cast<int>(sizeof(typename Shared::Reader) / 4); i += kThreads) words[i] = 0;
-  }
 
   const int tiles = (p.x.tokens + kTile - 1) / kTile, begin = static_cast<int>(blockIdx.z) * p.tiles_a_segment;
   const int end = min(begin + p.tiles_a_segment, tiles);
-  const int products = kProducts >= 0 ? kProducts : Shared::products(readers);
   Walked<T> walked;
   fetch.columns(end - 1);
   wait_for_copies();
@@ -200,31 +197,40 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
   fetch.rows(end - 1);
   if (end - 1 > begin) fetch.columns(end - 2);
   fetch.cut(end - 1);
+  end_group();
   for (int tile = end - 1; tile >= begin; --tile) {
-    wait_for_copies();
-    __syncthreads();
+    if constexpr (kApart) {
+      wait_for_groups();
+      __syncwarp();
+      s.begun.wait((end - tile) & 1);  // until all have begun the tile before, with whose B and C came this one's
+      s.begun.arrive();
+    } else {
+      wait_for_copies();
+      __syncthreads();
+    }
     if constexpr (!kBeside) {
       store_columns(p, s, tile + 1, end);
       fetch.before(tile, begin);
-    } else if constexpr (kProducts < 0) {
+    } else if constexpr (kReaders < 0) {
       fetch.dense_before(tile, begin);
     }
     const Inputs<T> inputs(s.rows[tile & 1].tensor, lane);
-    if constexpr (kBeside) finish<kPlain, kProducts != 0>(p, s, tile + 1, lane, tile + 1 < end, walked);
+    if constexpr (kBeside) finish<kFit, kReaders != 0>(p, s, tile + 1, lane, tile + 1 < end, walked);
     prepare<T>(s.warp[lane.warp], inputs, s.vectors[threadIdx.x], lane);
-#pragma unroll(kPlaces > 0 ? kPlaces : 1)
-    for (int k = 0; k < (kPlaces > 0 ? kPlaces : readers); ++k) prepare_reader<T>(s.reader(k), tile, lane);
+#pragma unroll(kReaders > 0 ? kReaders : 1)
+    for (int k = 0; k < (kReaders > 0 ? kReaders : readers); ++k) prepare_reader<T>(s.reader(k), tile, lane);
     __syncwarp();
     Tile own;
-    std::conditional_t<kBeside, Beside<T, kPlaces>, NothingBeside> beside(fetch, tile, begin, end);
-    walk_forward(s, tile, walker, lane, own, s.sums[tile & 1][lane.warp][1], beside);
-    walk_backward<T, kProducts>(s, tile, products, walker, lane, own, s.sums[tile & 1][lane.warp][0]);
-    walked.keep(own, s.rows[tile & 1].tensor[0], s.rows[tile & 1].gated_readout, kProducts != 0 && p.gated_readout, lane);
-    if constexpr (!kBeside) finish<kPlain, kProducts != 0>(p, s, tile, lane, true, walked);
+    std::conditional_t<kBeside, Beside<T, kReaders, kFit>, NothingBeside> beside(fetch, tile, begin, end);
+    walk_forward(s, tile, walker, lane, own, s.sums[tile & (Shared::kSumTiles - 1)][lane.warp][1], beside);
+    walk_backward<T, kReaders>(s, tile, readers, walker, lane, own, s.sums[tile & (Shared::kSumTiles - 1)][lane.warp][0]);
+    walked.keep(own, s.rows[tile & 1].tensor[0], s.rows[tile & 1].gated_readout, kReaders != 0 && p.gated_readout, lane);
+    if constexpr (!kBeside) finish<kFit, kReaders != 0>(p, s, tile, lane, true, walked);
   }
   __syncthreads();
+  if constexpr (kApart) store_columns(p, s, begin + 1, end);
   store_columns(p, s, begin, end);
-  if constexpr (kBeside) finish<kPlain, kProducts != 0>(p, s, begin, lane, true, walked);
+  if constexpr (kBeside) finish<kFit, kReaders != 0>(p, s, begin, lane, true, walked);
   store_walk(p, s, lane);
 }
 
@@ -293,14 +299,19 @@ void run_main(const NativeStream& native, const MainParams<T>& p) {
     fail("a GPU has no shared memory for a selective scan's backward with more than " +
          std::to_string(MainShared<T>::most_readers()) + " readers (layers above that read a layer's states)");
   }
-  const int products = MainShared<T>::products(p.readers);
-  const auto choose = [&](auto plain) {
-    return products == 0 && !p.gated_readout ? main_kernel<T, 0, plain>
-           : products == 1                   ? main_kernel<T, 1, plain>
-                                             : main_kernel<T, -1, plain>;
-  };
-  const bool plain = p.x.vector && p.x.vector_columns && p.x.slices == 1;
-  const auto kernel = plain ? choose(std::true_type{}) : choose(std::false_type{});
+  constexpr int kFew = MainShared<T>::kFew;
+  constexpr Fit kWhole = MainShared<T>::kExact ? Fit::aligned : Fit::whole;
+  const bool alone = p.readers == 0 && !p.gated_readout, few = p.readers > 0 && p.readers <= kFew;
+  const bool aligned = p.x.vector && p.x.vector_columns && p.x.slices == 1;
+  const bool whole = aligned && p.x.tokens % kTile == 0 && p.x.channels % kChannels == 0;
+  const auto kernel = whole && alone     ? main_kernel<T, 0, kWhole>
+                      : whole && few     ? main_kernel<T, kFew, kWhole>
+                      : aligned && alone ? main_kernel<T, 0, Fit::aligned>
+                      : aligned && few   ? main_kernel<T, kFew, Fit::aligned>
+                      : aligned          ? main_kernel<T, -1, Fit::aligned>
+                      : alone            ? main_kernel<T, 0, Fit::any>
+                      : few              ? main_kernel<T, kFew, Fit::any>
+                                         : main_kernel<T, -1, Fit::any>;
   launch(kernel, grid, kThreads, shared, native, p);
 }
 
