@@ -3,7 +3,7 @@
 
 #include "kernels/cuda/scan_adjoint.cuh"
 #include "kernels/cuda/scan_backward_sums.cuh"
-#include "kernels/cuda/scan_warp_barrier.cuh"
+#include "kernels/cuda/warp_barrier.cuh"
 
 namespace dm::cuda::scan::backward {
 
