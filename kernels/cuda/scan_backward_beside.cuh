@@ -26,7 +26,10 @@ class Beside {
     if (pair == 0) load();
     if (pair == 1) copy();
     if (pair == 2) part_.store();
+    if (pair == kPairs - 1 && kReaders >= 0) all_began_ = fetch_.s.begun.ended((end_ - tile_ + 1) & 1);
   }
+  /// Whether all warps had begun this tile, which is asked long before somebody must know.
+  __device__ bool all_began() const { return all_began_; }
 
  private:
   static constexpr int kCopies = RowCopy<T>::kWarpCopies;
@@ -84,6 +87,7 @@ class Beside {
   int tile_, begin_, end_;
   Cursor state_[Shared::kStateCopies], row_[Shared::kRowCopies], column_;
   ColumnPart<T> part_;
+  bool all_began_;
   Cursor gated_, reader_row_[kReaders > 0 ? kReaders : 1];
 };
 

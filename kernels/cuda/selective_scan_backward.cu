@@ -198,11 +198,14 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
   if (end - 1 > begin) fetch.columns(end - 2);
   fetch.cut(end - 1);
   end_group();
+  bool all_began = true;
   for (int tile = end - 1; tile >= begin; --tile) {
     if constexpr (kApart) {
       wait_for_groups();
       __syncwarp();
-      s.begun.wait((end - tile) & 1);  // until all have begun the tile before, with whose B and C came this one's
+      // Until all have begun the tile walked last: they have left their sums of the one before it, and it came with B and C
+      // of this one.
+      if (!all_began) s.begun.wait((end - tile) & 1);
       s.begun.arrive();
     } else {
       wait_for_copies();
@@ -224,6 +227,7 @@ __global__ void __launch_bounds__(kThreads, 2) main_kernel(const __grid_constant
     std::conditional_t<kBeside, Beside<T, kReaders, kFit>, NothingBeside> beside(fetch, tile, begin, end);
     walk_forward(s, tile, walker, lane, own, s.sums[tile & (Shared::kSumTiles - 1)][lane.warp][1], beside);
     walk_backward<T, kReaders>(s, tile, readers, walker, lane, own, s.sums[tile & (Shared::kSumTiles - 1)][lane.warp][0]);
+    if constexpr (kApart) all_began = beside.all_began();
     walked.keep(own, s.rows[tile & 1].tensor[0], s.rows[tile & 1].gated_readout, kReaders != 0 && p.gated_readout, lane);
     if constexpr (!kBeside) finish<kFit, kReaders != 0>(p, s, tile, lane, true, walked);
   }
