@@ -11,10 +11,6 @@ inline constexpr int kWarpChannels = 16;
 /// Shared memory of a block.
 inline constexpr std::size_t kMaxShared = 227 * 1024;
 
-/// What a kernel may rely on: rows and columns begin at multiples of 16 bytes and there is one slice of states; no tile or
-/// block of channels is cut off either.
-enum class Fit { any, aligned, whole };
-
 /// This thread's copies since the last call become a group that wait_for_groups() waits for, with all earlier ones.
 __device__ inline void end_group() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -12,6 +12,10 @@ namespace dm::cuda::scan {
 
 inline constexpr int kThreads = 128;
 
+/// What a kernel may rely on. Aligned: rows of activations and columns of projections begin at multiples of 16 bytes, and
+/// there is one slice of states. Whole: so they do, and neither a tile of tokens nor a block of channels is cut off.
+enum class Fit { any, aligned, whole };
+
 /// Absolute error below 2^-22 near 1, relative below 2^-22 elsewhere.
 __device__ inline float log2_fast(float x) {
   float y;
