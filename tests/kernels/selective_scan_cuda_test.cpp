@@ -262,10 +262,13 @@ void expect_twins_agree(const Case& c, DType compute_dtype) {
     const double bound = compute_dtype == DType::f32 ? (few ? 1e-4 : 1e-5) : (few ? 3e-2 : 5e-3);
     EXPECT_LT(difference(actual.at(name), values), bound) << name;
     EXPECT_TRUE(oracle::same_bits(actual.at(name), again.at(name))) << name << " differs from run to run";
-    // Backward's out and forward's are one. Of the GPU's, rounded each, this says no more than that each is near its twin's:
-    // where one value is most of the norm, two neighbours that stand for the same number are 5e-3 apart.
     if (name == "out again") {
-      EXPECT_LT(difference(values, expected.at("out from zero")), few ? 1e-4 : 1e-5) << "backward's out and forward's";
+      EXPECT_LT(difference(values, expected.at("out from zero")), few ? 1e-4 : 1e-5) << "the CPU's out and forward's";
+      // In bfloat16 two neighbours may stand for the same number, and where one value is most of the norm these alone are
+      // 5e-3 apart: between those that are few and those that average, each is only near its twin's.
+      if (compute_dtype == DType::f32 || few || values.size() >= 1000) {
+        EXPECT_LT(difference(actual.at(name), actual.at("out from zero")), bound) << "backward's out and forward's";
+      }
     }
   }
 }
