@@ -74,10 +74,8 @@ struct Pieces {
   }
 };
 
-/// Stores the first factor of products with columns as they are in memory. Of both factors products drop 13 bits, 3.5e-4 of
-/// each on average, which is made up for here.
+/// Stores the first factor of products with columns as they are in memory; what they drop is made up for here.
 __device__ inline void store_rounded(Plane& to, const Lane& lane, const Elements& v) {
-  constexpr float kDropped = 1.0f + 2 * 3.522e-4f;
   to.store(lane, {{v[0][0] * kDropped, v[0][1] * kDropped}, {v[1][0] * kDropped, v[1][1] * kDropped}});
 }
 /// The same of one term: the upper bits alone, to the lanes of term 0.

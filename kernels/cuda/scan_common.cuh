@@ -205,24 +205,6 @@ __device__ void copy_columns(float* to, const float* from, const Extents& x, int
   });
 }
 
-/// kVector or four elements of a row of an activation; those outside stay unwritten.
-template <int kCount, class T>
-__device__ void store_row(T* row, int channel, const Extents& x, const float (&values)[kCount]) {
-  if (x.vector) {
-    if (channel >= x.channels) return;
-    if constexpr (kCount == kVector) {
-      store8(row + channel, values);
-    } else {
-      store4(row + channel, values);
-    }
-  } else {
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      if (channel + k < x.channels) row[channel + k] = from_float<T>(values[k]);
-    }
-  }
-}
-
 /// Slices of states of all recurrences of a call.
 inline constexpr int kMaxParts = kMaxScanStates / kStates;
 

@@ -18,9 +18,6 @@
 
 namespace dm::cuda::scan::forward {
 
-/// What makes up for the 13 bits that a product of tensor cores drops of both its factors, 3.5e-4 of each on average.
-inline constexpr float kDropped = 1.0f + 2 * 3.522e-4f;
-
 inline constexpr int kTile = 16;  ///< Tokens of a tile.
 inline constexpr int kGroup = 8;  ///< Tokens of a readout, and between saved states.
 inline constexpr int kQuads = kTile / 4;
